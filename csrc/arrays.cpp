@@ -1,0 +1,130 @@
+#include "arrays.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <utility>
+#include <vector>
+
+namespace gqa {
+namespace {
+
+// NumPy's numbers for its own types; bfloat16 is registered by another package, under a number found at run time.
+constexpr int num_bool = 0, num_int8 = 1, num_float32 = 11, num_float64 = 12, num_float16 = 23, first_user_num = 256;
+
+bool is_bfloat16(const py::dtype& type) {
+  static std::atomic<int> known{-1};
+  const int num = type.num();
+  if (num < first_user_num) return false;
+  if (num == known.load(std::memory_order_relaxed)) return true;
+  if (type.attr("name").cast<std::string>() != "bfloat16") return false;
+  known = num;
+  return true;
+}
+
+std::string dtype_text(const py::array& array) { return py::str(array.dtype()).cast<std::string>(); }
+
+DType type_among(const py::array& array, const char* name, bool int8, bool boolean, const char* expected) {
+  const py::dtype type = array.dtype();
+  if (type.byteorder() != '>') {
+    switch (type.num()) {
+      case num_float32: return DType::f32;
+      case num_float64: return DType::f64;
+      case num_float16: return DType::f16;
+      case num_int8:
+        if (int8) return DType::i8;
+        break;
+      case num_bool:
+        if (boolean) return DType::boolean;
+        break;
+      default:
+        if (is_bfloat16(type)) return DType::bf16;
+    }
+  }
+  throw py::type_error(std::string(name) + " has dtype " + dtype_text(array) + ", expected " + expected);
+}
+
+// First and last byte, end exclusive, of the memory that an array spans.
+std::pair<intptr_t, intptr_t> span(const py::array& array) {
+  intptr_t low = reinterpret_cast<intptr_t>(array.data()), high = low;
+  for (py::ssize_t i = 0; i < array.ndim(); i++) {
+    if (array.shape(i) == 0) return {low, low};
+    const intptr_t reach = (array.shape(i) - 1) * array.strides(i);
+    (reach < 0 ? low : high) += reach;
+  }
+  return {low, high + array.itemsize()};
+}
+
+}  // namespace
+
+py::array as_array(py::handle object, const char* name, int ndim) {
+  if (!py::isinstance<py::array>(object)) throw py::type_error(std::string(name) + " must be a NumPy array");
+  py::array array = py::reinterpret_borrow<py::array>(object);
+  if (array.ndim() != ndim)
+    throw py::value_error(std::string(name) + " has shape " + shape_text(array) + ", expected " + std::to_string(ndim) + " axes");
+  return array;
+}
+
+DType float_type(const py::array& array, const char* name) {
+  return type_among(array, name, false, false, "float32, float64, float16 or bfloat16");
+}
+DType cache_type(const py::array& array, const char* name) {
+  return type_among(array, name, true, false, "float32, float64, float16, bfloat16 or int8");
+}
+DType mask_type(const py::array& array, const char* name) { return type_among(array, name, false, true, "bool or a float type"); }
+
+Strides strides_of(const py::array& array, Layout layout) {
+  return {array.strides(0), array.strides(layout.head), array.strides(layout.token)};
+}
+
+void require_contiguous_channels(const py::array& array, const char* name) {
+  const py::ssize_t last = array.ndim() - 1;
+  if (array.shape(last) > 1 && array.strides(last) != array.itemsize())
+    throw py::value_error(std::string(name) + " must be contiguous along its last axis");
+}
+
+void require_output(const py::array& array, const char* name) {
+  if (!array.writeable()) throw py::value_error(std::string(name) + " is read-only");
+  std::vector<std::pair<py::ssize_t, py::ssize_t>> axes;  // (|stride|, size)
+  for (py::ssize_t i = 0; i < array.ndim(); i++) {
+    if (array.shape(i) == 0) return;
+    if (array.shape(i) > 1) axes.emplace_back(std::abs(array.strides(i)), array.shape(i));
+  }
+  std::sort(axes.begin(), axes.end());
+  py::ssize_t reach = array.itemsize();
+  for (const auto& [stride, size] : axes) {
+    if (stride < reach) throw py::value_error(std::string(name) + " has elements that share memory");
+    reach += stride * (size - 1);
+  }
+}
+
+bool spans_overlap(const py::array& a, const py::array& b) {
+  const auto [a_low, a_high] = span(a);
+  const auto [b_low, b_high] = span(b);
+  return a_low < b_high && b_low < a_high;
+}
+
+int64_t as_int(py::handle object, const char* name) {
+  if (!PyLong_Check(object.ptr()) || PyBool_Check(object.ptr())) throw py::type_error(std::string(name) + " must be an integer");
+  int overflow = 0;
+  const int64_t value = PyLong_AsLongLongAndOverflow(object.ptr(), &overflow);
+  if (overflow) return overflow > 0 ? unbounded : -unbounded;
+  return std::clamp(value, -unbounded, unbounded);
+}
+
+bool as_bool(py::handle object, const char* name) {
+  if (!PyBool_Check(object.ptr())) throw py::type_error(std::string(name) + " must be True or False");
+  return object.ptr() == Py_True;
+}
+
+double as_float(py::handle object, const char* name) {
+  if (PyFloat_Check(object.ptr())) return PyFloat_AS_DOUBLE(object.ptr());
+  if (PyLong_Check(object.ptr())) return double(as_int(object, name));
+  throw py::type_error(std::string(name) + " must be a float");
+}
+
+std::string shape_text(const py::array& array) {
+  return py::str(py::reinterpret_borrow<py::object>(array).attr("shape")).cast<std::string>();
+}
+
+}  // namespace gqa

@@ -1,0 +1,79 @@
+// attention.h: the C++ API. `Attention` describes one call over plain memory; `attend` computes it.
+//
+// Nothing here owns memory, and every struct is plain data: the kernels below the watershed read the same structs.
+// All strides are in bytes. Shapes: B batch, Hq/Hkv query/KV heads, S queries, T keys, D/Dv head_dim of q,k/v.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace gqa {
+
+enum class DType : uint8_t { f32, f64, f16, bf16, i8, boolean };
+
+struct Strides {
+  int64_t batch, head, token;
+};
+
+// One storage of keys and values: a tensor (B, Hkv, L, D), a cache, or a pool of pages (pages, Hkv, page_size, D).
+// Channels are contiguous. Scales (one float per token and head) are present for i8 only.
+struct Store {
+  const char *k, *v, *k_scale, *v_scale;
+  Strides k_strides, v_strides, k_scale_strides, v_scale_strides;
+  DType k_type, v_type;
+};
+
+// `count` consecutive tokens of one store; `first` is the index of the run's first token among the sequence's keys.
+struct Run {
+  int64_t first, count;
+  int64_t store, batch, token;  // batch: index on the store's first axis (a batch entry or a page)
+};
+
+// One batch entry or packed sequence: its query tokens attend the keys that its runs list in order.
+struct Sequence {
+  int64_t batch, token;        // where its queries start on the first and the token axis of q, out and lse
+  int64_t queries;             // number of queries; `padding` more rows follow and are set to 0 (lse -inf)
+  int64_t padding;
+  int64_t offset;              // position of its first query, counted in keys
+  int64_t keys;                // number of keys that may be read
+  int64_t mask_batch, mask_key;  // index on the mask's batch axis; mask column of key 0
+  const Run* runs;
+  int64_t run_count;
+};
+
+// Key j is attended by query i iff position(i) - left <= j <= position(i) + right, j < keys and the mask allows it.
+struct Attention {
+  const char* q;
+  Strides q_strides;
+  DType q_type;
+
+  char* out;  // of q's type
+  Strides out_strides;
+  int64_t out_channel_stride;
+  char* lse;  // natural log, in the compute type; may be null
+  Strides lse_strides;
+
+  int64_t query_heads, kv_heads, head_dim, v_head_dim;
+
+  const Store* stores;
+  const Sequence* sequences;
+  int64_t sequence_count;
+
+  const char* mask;  // boolean (true = attend) or a float to add; may be null
+  Strides mask_strides;  // token: query
+  int64_t mask_key_stride;
+  DType mask_type;
+
+  const double* sinks;  // one logit per query head; may be null
+  double scale, softcap;  // softcap 0: none
+  int64_t left, right;  // `unbounded` for no bound; causal is right = 0
+  bool in_double;  // compute in f64 instead of f32
+  int threads;
+};
+
+constexpr int64_t unbounded = int64_t(1) << 62;
+
+// Throws std::bad_alloc before anything is written when the scratch memory cannot be had.
+void attend(const Attention& attention);
+
+}  // namespace gqa

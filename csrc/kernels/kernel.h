@@ -1,0 +1,41 @@
+// kernel.h: the watershed. What the driver hands to a kernel, and what one instruction set offers to the driver.
+//
+// Above it: plans, threads, allocation, exceptions. Below it: vectors, and nothing else.
+#pragma once
+
+#include "../attention.h"
+
+namespace gqa {
+
+// Row r of a KV head is query r / group of query head kv_head * group + r % group: the rows that share its keys.
+// A task is rows [row_begin, row_end) of one sequence and KV head, over key splits [split_begin, split_end).
+struct Task {
+  const Sequence* sequence;
+  int64_t kv_head;
+  int64_t row_begin, row_end;
+  int64_t split_begin, split_end, split_keys;  // split s: keys [s, s + 1) * split_keys
+  bool rows_in_lanes;
+  void* partial;  // where the states of its splits go, merged; null: the task ends its rows in the output
+};
+
+struct TaskShape {
+  int64_t rows, head_dim, v_head_dim;
+  bool rows_in_lanes;
+};
+
+// One compute type.
+struct KernelsOf {
+  int64_t tile_rows;  // rows of a register tile: tasks with rows in lanes start at its multiples
+  size_t (*workspace_bytes)(const TaskShape&);
+  size_t (*partial_bytes)(const TaskShape&);
+  void (*attend)(const Attention&, const Task&, void* workspace);
+  // Merges the states of splits [split_begin, split_end), stored at `partial` every `stride` bytes, and writes the output.
+  void (*merge)(const Attention&, const Task&, size_t stride, void* workspace);
+};
+
+struct Kernels {
+  const char* name;
+  KernelsOf single, in_double;
+};
+
+}  // namespace gqa

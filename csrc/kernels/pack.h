@@ -1,0 +1,86 @@
+// pack.h: a block of keys or values as contiguous panels of `tile_height` scalars, converted to the compute type, so that
+// one step of a tile reads its scalars side by side. Worth its cost where several row tiles share the block.
+#pragma once
+
+#include "keys.h"
+#include "shuffle.h"
+#include "tile.h"
+
+namespace gqa {
+namespace GQA_ISA {
+namespace {
+
+// Scalars from one step of a panel to the next: a full tile's, and padding up to whole vectors.
+template <class T> constexpr int panel_width = (tile_height + width<T> - 1) / width<T> * width<T>;
+
+template <class T> constexpr int64_t key_panels_size(int64_t head_dim) {
+  return (rows_block + tile_height - 1) / tile_height * head_dim * panel_width<T>;
+}
+template <class T> constexpr int64_t value_panels_size(int64_t v_head_dim) {
+  return (v_head_dim / tile_height + 5) * rows_block * panel_width<T>;
+}
+
+// Panels of tile_height keys: panel[d][key]. Keys past the last repeat it.
+template <class T, class S> void pack_keys_of(const KeyBlock& block, int head_dim, T* panels) {
+  constexpr int w = width<T>, vectors = panel_width<T> / w;
+  for (int first = 0; first < block.count; first += tile_height) {
+    const S* rows[panel_width<T>];
+    T scales[panel_width<T>];
+    for (int i = 0; i < panel_width<T>; i++) {
+      const int key = first + i < block.count ? first + i : block.count - 1;
+      rows[i] = reinterpret_cast<const S*>(block.k[key]);
+      scales[i] = sizeof(S) == 1 ? T(block.k_scale[key]) : T(1);
+    }
+    for (int d = 0; d < head_dim; d += w, panels += w * panel_width<T>) {
+      const int n = head_dim - d < w ? head_dim - d : w;
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; v++) {
+        Vec<T> square[w];
+#pragma GCC unroll 16
+        for (int i = 0; i < w; i++) {
+          const int key = v * w + i;
+          if (key >= tile_height) square[i] = Vec<T>{};
+          else square[i] = n == w ? load_as<T, S>(rows[key] + d) : load_as<T, S>(rows[key] + d, n);
+          if (sizeof(S) == 1) square[i] *= scales[key];
+        }
+        transpose<T>(square);
+        for (int i = 0; i < n; i++) store(panels + i * panel_width<T> + v * w, square[i]);
+      }
+    }
+    panels -= (w - head_dim % w) % w * panel_width<T>;  // the last step may have been shorter
+  }
+}
+
+// Panels of the channels that `cover` names: panel[key][channel]. Returns whether every value is finite.
+template <class T, class S> bool pack_values_of(const KeyBlock& block, int v_head_dim, T* panels) {
+  constexpr int w = width<T>;
+  Vec<T> poison{};  // 0, or NaN once a value was not finite
+  for (int j = 0; j < block.count; j++) {
+    const S* row = reinterpret_cast<const S*>(block.v[j]);
+    T* to = panels + j * panel_width<T>;
+    cover(v_head_dim, [&](auto height, int first) {
+      for (int c = 0; c < height.value; c += w) {
+        const int left = v_head_dim - first - c;
+        Vec<T> x = left >= w ? load_as<T, S>(row + first + c) : load_as<T, S>(row + first + c, left);
+        if (sizeof(S) == 1) x *= T(block.v_scale[j]);
+        poison += x * T(0);
+        store(to + c, x);
+      }
+      to += rows_block * panel_width<T>;
+    });
+  }
+  return fold<T, 1>(poison, [](Vec<T> a, Vec<T> b) { return a + b; })[0] == 0;
+}
+
+template <class T> void pack_keys(const KeyBlock& block, int head_dim, T* panels) {
+  with_cache_type(block.k_type, [&](auto s) { pack_keys_of<T, decltype(s)>(block, head_dim, panels); });
+}
+template <class T> bool pack_values(const KeyBlock& block, int v_head_dim, T* panels) {
+  bool finite = false;
+  with_cache_type(block.v_type, [&](auto s) { finite = pack_values_of<T, decltype(s)>(block, v_head_dim, panels); });
+  return finite;
+}
+
+}  // namespace
+}  // namespace GQA_ISA
+}  // namespace gqa

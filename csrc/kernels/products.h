@@ -1,0 +1,125 @@
+// products.h: the two products of attention with channels in the lanes, for a group of R rows that share each load.
+//
+// Rows of K and V are read where they lie and widened in registers. The keys of a block are taken as several streams, far
+// apart, advancing together: memory serves a few sequential streams faster than one, and a step has more independent sums.
+#pragma once
+
+#include "shuffle.h"
+
+namespace gqa {
+namespace GQA_ISA {
+namespace {
+
+// n keys dealt to `count` streams of consecutive keys: in step t, stream i is at key first[i] + t, until first[i + 1].
+template <int count> struct Streams {
+  int first[count + 1], steps;
+
+  explicit Streams(int n) : steps((n + count - 1) / count) {
+    for (int i = 0; i <= count; i++) first[i] = i * n / count;
+  }
+  // The row of each stream in step t; `zeros` for a stream that has ended.
+  template <class S> GQA_INLINE void rows(const char* const* table, int t, const char* zeros, const S* (&row)[count]) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) {
+      const int key = first[i] + t;
+      row[i] = reinterpret_cast<const S*>(key < first[i + 1] ? table[key] : zeros);
+    }
+  }
+};
+
+template <class T, int R> constexpr int streams = width<T> / R;  // so that a step's sums fill one vector
+constexpr int cache_line = 64;
+constexpr int steps_ahead = 2;  // rows further on that are prefetched
+
+// s[step][stream][row] = k . q. q: R rows, `stride` apart, padded with zeros to whole vectors.
+template <class T, class S, int R>
+void multiply_keys(const T* q, int64_t stride, int head_dim, const Streams<streams<T, R>>& keys, const char* const* k,
+                   const char* zeros, T* s) {
+  constexpr int w = width<T>, count = streams<T, R>, bytes = w * int(sizeof(S)), per_line = bytes < cache_line ? cache_line / bytes : 1;
+  for (int t = 0; t < keys.steps; t++, s += w) {
+    const S *row[count], *next[count];
+    keys.rows(k, t, zeros, row);
+    keys.rows(k, t + steps_ahead, zeros, next);
+    Vec<T> sum[w] = {};
+    auto step = [&](int d, int n) __attribute__((always_inline)) {
+      Vec<T> x[count];
+#pragma GCC unroll 16
+      for (int i = 0; i < count; i++) x[i] = n == w ? load_as<T, S>(row[i] + d) : load_as<T, S>(row[i] + d, n);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; r++) {
+        const Vec<T> y = load(q + r * stride + d);
+#pragma GCC unroll 16
+        for (int i = 0; i < count; i++) sum[i * R + r] += x[i] * y;
+      }
+    };
+    int d = 0;
+    for (; d + per_line * w <= head_dim; d += per_line * w) {
+#pragma GCC unroll 16
+      for (int i = 0; i < count; i++) prefetch(next[i] + d);
+#pragma GCC unroll 8
+      for (int u = 0; u < per_line; u++) step(d + u * w, w);
+    }
+    for (; d + w <= head_dim; d += w) step(d, w);
+    if (d < head_dim) step(d, head_dim - d);
+    store(s, sums<T>(sum));
+  }
+}
+
+// o += p . v, with p[step][stream][row]. o: R rows of whole vectors, `stride` apart.
+template <class T, class S, int R>
+void add_values(T* o, int64_t stride, int channels, const Streams<streams<T, R>>& keys, const char* const* v,
+                const char* zeros, const T* p) {
+  constexpr int w = width<T>, count = streams<T, R>, bytes = w * int(sizeof(S)), per_line = bytes < cache_line ? cache_line / bytes : 1;
+  for (int t = 0; t < keys.steps; t++, p += w) {
+    const S *row[count], *next[count];
+    keys.rows(v, t, zeros, row);
+    keys.rows(v, t + steps_ahead, zeros, next);
+    Vec<T> weight[w];
+#pragma GCC unroll 16
+    for (int i = 0; i < w; i++) weight[i] = splat(p[i]);
+    auto step = [&](int c, int n) __attribute__((always_inline)) {
+      Vec<T> x[count];
+#pragma GCC unroll 16
+      for (int i = 0; i < count; i++) x[i] = n == w ? load_as<T, S>(row[i] + c) : load_as<T, S>(row[i] + c, n);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; r++) {
+        Vec<T> sum = load(o + r * stride + c);
+#pragma GCC unroll 16
+        for (int i = 0; i < count; i++) sum += x[i] * weight[i * R + r];
+        store(o + r * stride + c, sum);
+      }
+    };
+    int c = 0;
+    for (; c + per_line * w <= channels; c += per_line * w) {
+#pragma GCC unroll 16
+      for (int i = 0; i < count; i++) prefetch(next[i] + c);
+#pragma GCC unroll 8
+      for (int u = 0; u < per_line; u++) step(c + u * w, w);
+    }
+    for (; c + w <= channels; c += w) step(c, w);
+    if (c < channels) step(c, channels - c);
+  }
+}
+
+// The same, leaving out keys of weight 0, whose values may be NaN or infinite.
+template <class T, class S, int R>
+void add_values_selecting(T* o, int64_t stride, int channels, const Streams<streams<T, R>>& keys, const char* const* v,
+                          const char* zeros, const T* p) {
+  constexpr int w = width<T>, count = streams<T, R>;
+  for (int t = 0; t < keys.steps; t++, p += w) {
+    const S* row[count];
+    keys.rows(v, t, zeros, row);
+    for (int i = 0; i < w; i++) {
+      if (p[i] == 0) continue;
+      T* to = o + i % R * stride;
+      for (int c = 0; c < channels; c += w) {
+        const Vec<T> x = channels - c >= w ? load_as<T, S>(row[i / R] + c) : load_as<T, S>(row[i / R] + c, channels - c);
+        store(to + c, load(to + c) + x * p[i]);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace GQA_ISA
+}  // namespace gqa

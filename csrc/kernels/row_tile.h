@@ -1,0 +1,226 @@
+// row_tile.h: one tile of rows in the lanes, and what a block of keys adds to it.
+//
+// Everything is kept transposed: S^T[key][row] = K . Q^T and O^T[channel][row] += V^T . P^T, so that the softmax is
+// lane-wise and K and V are read as broadcast scalars.
+#pragma once
+
+#include "pack.h"
+#include "state.h"
+
+namespace gqa {
+namespace GQA_ISA {
+namespace {
+
+// A block of keys: row addresses, and panels once it was packed.
+template <class T> struct PanelBlock {
+  KeyBlock keys;
+  int64_t begin;  // index of its first key
+  T *k, *v;
+  bool k_packed, v_packed;
+  bool finite_known, finite;  // finite: every value is
+};
+
+// tile_lanes rows of Q and their state.
+template <class T> struct RowTile {
+  T *q, *o;  // [head_dim][lanes] scaled, [v_head_dim][lanes]; o is undefined until `started`
+  T *m, *l;  // [lanes]
+  int64_t first;  // the row in lane 0
+  int rows;       // lanes in use
+  bool started;
+};
+
+template <class T> class RowTileLoop {
+ public:
+  static constexpr int lanes = tile_lanes<T>, w = width<T>, score_rows = rows_block + tile_height;
+
+  // s and bias: scratch of score_rows * lanes each.
+  RowTileLoop(const Attention& a, const Task& task, T* s, T* bias)
+      : a_(a), sequence_(*task.sequence), group_(a.query_heads / a.kv_heads),
+        first_head_(task.kv_head * group_), head_dim_(int(a.head_dim)), v_head_dim_(int(a.v_head_dim)),
+        s_(s), bias_(bias) {}
+
+  // Q^T, scaled; rows past the last are 0.
+  void begin(RowTile<T>& tile) const {
+    tile.started = false;
+    for (int r = 0; r < lanes; r++) tile.m[r] = -infinity<T>, tile.l[r] = 0;
+    with_float_type(a_.q_type, [&](auto s) { transpose_queries<decltype(s)>(tile); });
+  }
+
+  void add(RowTile<T>& tile, PanelBlock<T>& block) const {
+    if (tile.rows > w) add_block<2>(tile, block);
+    else add_block<1>(tile, block);
+  }
+
+  // O^T back to rows: the states of tile.rows rows; there must be room for `lanes`.
+  void end(const RowTile<T>& tile, const States<T>& states) const {
+    for (int r = 0; r < tile.rows; r++) states.m[r] = tile.m[r], states.l[r] = tile.l[r];
+    for (int r = 0; r < tile.rows; r += w)
+      for (int c = 0; c < v_head_dim_; c += w) {
+        Vec<T> square[w];
+#pragma GCC unroll 16
+        for (int i = 0; i < w; i++)
+          square[i] = tile.started && c + i < v_head_dim_ ? load(tile.o + (c + i) * lanes + r) : Vec<T>{};
+        transpose<T>(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < w; i++) store(states.o + (r + i) * states.stride + c, square[i]);
+      }
+  }
+
+ private:
+  template <class S> void transpose_queries(RowTile<T>& tile) const {
+    const T scale = T(a_.scale * (a_.softcap > 0 ? 1.0 : 1.4426950408889634));
+    for (int r = 0; r < tile.rows; r += w) {
+      const S* rows[w];
+      for (int i = 0; i < w; i++) rows[i] = reinterpret_cast<const S*>(query_row(tile, r + i));
+      for (int d = 0; d < head_dim_; d += w) {
+        const int n = int(least(w, head_dim_ - d));
+        Vec<T> square[w];
+#pragma GCC unroll 16
+        for (int i = 0; i < w; i++)
+          square[i] = (n == w ? load_as<T, S>(rows[i] + d) : load_as<T, S>(rows[i] + d, n)) * scale;
+        transpose<T>(square);
+        for (int i = 0; i < n; i++) store(tile.q + (d + i) * lanes + r, square[i]);
+      }
+    }
+  }
+
+  template <int N> void add_block(RowTile<T>& tile, PanelBlock<T>& block) const {
+    // Keys [from, to) are attended by some row, [all_from, all_to) by every row; all counted from the block's first.
+    const Interval first = attended(a_, sequence_, tile.first / group_),
+                   last = attended(a_, sequence_, (tile.first + tile.rows - 1) / group_);
+    const int to = within(block, last.end), all_from = within(block, last.begin), all_to = within(block, first.end);
+    int from = within(block, first.begin);
+    if (from >= to) return;
+    from -= from % tile_height;  // panels are whole: the keys too many are masked
+    const int n = to - from;
+    if (a_.mask && !load_mask(tile, block.begin + from, n)) return;
+
+    const Scores<T, N> scores{s_, n, lanes};
+    Vec<T> top[N], alpha[N];
+    multiply_keys<N>(tile, block, from, to, top);
+    const bool edges = from < all_from || to > all_to;
+    if (edges || a_.mask || a_.softcap > 0 || to % tile_height != 0) {
+      if (a_.softcap > 0) scores.soft_cap(T(a_.softcap));
+      if (a_.mask) scores.add(bias_);
+      if (edges) mask_edges(tile, scores, block.begin + from, all_from - from, all_to - from);
+      scores.maximum(top);
+    }
+    scores.weights(top, tile.m, tile.l, alpha);
+    if ((edges || a_.mask) && !all_finite(block)) add_values<N, true>(tile, block, from, n, alpha);
+    else add_values<N, false>(tile, block, from, n, alpha);
+    tile.started = true;
+  }
+
+  // S^T of keys [from, to), and the largest score of each lane among whole panels.
+  template <int N> void multiply_keys(const RowTile<T>& tile, const PanelBlock<T>& block, int from, int to,
+                                      Vec<T> (&top)[N]) const {
+    for (int v = 0; v < N; v++) top[v] = splat(-infinity<T>);
+    if (block.k_packed) {
+      for (int key = from; key < to; key += tile_height) {
+        const T* panel = block.k + key / tile_height * head_dim_ * panel_width<T>;
+        keys_tile<tile_height>(tile, [=](int k, int i) { return panel[k * panel_width<T> + i]; }, s_ + (key - from) * lanes, top);
+      }
+    } else {
+      constexpr int height = 6;
+      for (int key = from; key < to; key += height) {
+        const T* rows[height];
+        for (int i = 0; i < height; i++) rows[i] = reinterpret_cast<const T*>(block.keys.k[least(key + i, block.keys.count - 1)]);
+        keys_tile<height>(tile, [&](int k, int i) { return read<T>(rows[i] + k); }, s_ + (key - from) * lanes, top);
+      }
+    }
+  }
+  template <int M, int N, class A> GQA_INLINE void keys_tile(const RowTile<T>& tile, A a, T* s, Vec<T> (&top)[N]) const {
+    Tile<T, M, N> sum = {};
+    multiply(sum, a, tile.q, head_dim_);
+    each<M, N>([&](int i, int v) {
+      store(s + i * lanes + v * w, sum.at[i][v]);
+      top[v] = max(sum.at[i][v], top[v]);
+    });
+  }
+
+  // O^T = alpha * O^T + V^T . P^T over the n keys at `from`.
+  template <int N, bool select>
+  void add_values(RowTile<T>& tile, const PanelBlock<T>& block, int from, int n, const Vec<T> (&alpha)[N]) const {
+    const T* panel = block.v + from * panel_width<T>;
+    cover(v_head_dim_, [&](auto height, int c) {
+      constexpr int M = height.value;
+      if (block.v_packed) {
+        values_tile<M, N, select>(tile, [=](int k, int i) { return panel[k * panel_width<T> + i]; }, c, n, alpha);
+        panel += rows_block * panel_width<T>;
+      } else {
+        const char* const* rows = block.keys.v + from;
+        values_tile<M, N, select>(tile, [=](int k, int i) { return read<T>(rows[k] + (c + i) * sizeof(T)); }, c, n, alpha);
+      }
+    });
+  }
+  template <int M, int N, bool select, class A>
+  GQA_INLINE void values_tile(const RowTile<T>& tile, A a, int c, int n, const Vec<T> (&alpha)[N]) const {
+    T* o = tile.o + c * lanes;
+    Tile<T, M, N> sum = {};
+    if (tile.started) each<M, N>([&](int i, int v) { sum.at[i][v] = load(o + i * lanes + v * w) * alpha[v]; });
+    if (select) multiply_selecting(sum, a, s_, n);
+    else multiply(sum, a, s_, n);
+    each<M, N>([&](int i, int v) { store(o + i * lanes + v * w, sum.at[i][v]); });
+  }
+
+  template <int N>
+  void mask_edges(const RowTile<T>& tile, const Scores<T, N>& scores, int64_t begin, int all_from, int all_to) const {
+    T first[lanes] = {}, low[lanes], high[lanes];
+    for (int r = 0; r < N * w; r++) {
+      const Interval keys = attended(a_, sequence_, row_of(tile, r) / group_);
+      low[r] = T(most(keys.begin - begin, 0));
+      high[r] = T(least(keys.end - begin, scores.steps));
+    }
+    scores.mask(first, low, high, 0, all_from);
+    scores.mask(first, low, high, int(most(all_from, all_to)), scores.steps);
+  }
+
+  // The mask of n keys as a bias that lies as the scores do; false if it hides them from all rows.
+  bool load_mask(const RowTile<T>& tile, int64_t key, int n) const {
+    T rows[w * (rows_block + w)];
+    bool any = false;
+    for (int r = 0; r < tile.rows; r += w) {
+      for (int i = 0; i < w; i++) {
+        const int64_t row = row_of(tile, r + i);
+        any |= mask_row(a_, sequence_, first_head_ + row % group_, row / group_, key, n, rows + i * (rows_block + w));
+      }
+      for (int j = 0; j < n; j += w) {
+        Vec<T> square[w];
+#pragma GCC unroll 16
+        for (int i = 0; i < w; i++) square[i] = load(rows + i * (rows_block + w) + j);
+        transpose<T>(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < w; i++) store(bias_ + (j + i) * lanes + r, square[i]);
+      }
+    }
+    return any;
+  }
+
+  bool all_finite(PanelBlock<T>& block) const {
+    if (!block.finite_known) {
+      block.finite = values_are_finite<T>(block.keys, v_head_dim_);
+      block.finite_known = true;
+    }
+    return block.finite;
+  }
+
+  // Lanes past the last row repeat it.
+  int64_t row_of(const RowTile<T>& tile, int lane) const { return tile.first + least(lane, tile.rows - 1); }
+  const char* query_row(const RowTile<T>& tile, int lane) const {
+    const int64_t row = row_of(tile, lane);
+    return at_row(a_.q, a_.q_strides, sequence_, first_head_ + row % group_, row / group_);
+  }
+  static int within(const PanelBlock<T>& block, int64_t key) {
+    return int(most(0, least(key - block.begin, block.keys.count)));
+  }
+
+  const Attention& a_;
+  const Sequence& sequence_;
+  const int64_t group_, first_head_;
+  const int head_dim_, v_head_dim_;
+  T *const s_, *const bias_;
+};
+
+}  // namespace
+}  // namespace GQA_ISA
+}  // namespace gqa

@@ -1,0 +1,208 @@
+// vec.h: one SIMD register, and the few operations on it that the vector extensions of GCC and Clang lack.
+//
+// Below the watershed. The only file with intrinsics and with #ifs on the instruction set; everything else is written
+// on `Vec<T>`, where arithmetic is operators and selection is `mask ? a : b`.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#include <utility>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__SSE4_2__)
+#include <nmmintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define GQA_INLINE inline __attribute__((always_inline))
+
+namespace gqa {
+namespace GQA_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int vector_bytes = 64, registers = 32;
+#elif defined(__AVX2__)
+constexpr int vector_bytes = 32, registers = 16;
+#elif defined(__aarch64__)
+constexpr int vector_bytes = 16, registers = 32;
+#else
+constexpr int vector_bytes = 16, registers = 16;
+#endif
+
+template <class T> constexpr int width = vector_bytes / int(sizeof(T));  // lanes of one vector
+
+template <class T> struct VecOf {
+  typedef T type __attribute__((vector_size(vector_bytes)));
+};
+template <class T> using Vec = typename VecOf<T>::type;
+
+template <int bytes> struct IntOf;
+template <> struct IntOf<4> { using type = int32_t; };
+template <> struct IntOf<8> { using type = int64_t; };
+template <class T> using Int = typename IntOf<sizeof(T)>::type;  // the integer as wide as T
+
+struct f16 { uint16_t bits; };  // storage types: widened on load, rounded once on store
+struct bf16 { uint16_t bits; };
+
+template <class To, class From> GQA_INLINE To bits(From x) {
+  static_assert(sizeof(To) == sizeof(From), "a change of type, not of size");
+  To y;
+  memcpy(&y, &x, sizeof y);
+  return y;
+}
+
+// ---- memory: addresses need no alignment ----------------------------------------------------------------------
+
+template <class T> GQA_INLINE T read(const void* p) {
+  T x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+template <class T> GQA_INLINE void write(void* p, T x) { memcpy(p, &x, sizeof x); }
+template <class T> GQA_INLINE Vec<T> load(const T* p) { return read<Vec<T>>(p); }
+template <class T> GQA_INLINE void store(T* p, Vec<T> v) { write(p, v); }
+template <class T> GQA_INLINE Vec<T> splat(T x) { return x - Vec<T>{}; }  // x + 0 would turn -0 into 0, so it costs an add
+
+GQA_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+// ---- conversions of one element -------------------------------------------------------------------------------
+
+GQA_INLINE float to_float(float x) { return x; }
+GQA_INLINE float to_float(double x) { return float(x); }
+GQA_INLINE float to_float(int8_t x) { return float(x); }
+GQA_INLINE float to_float(bf16 x) { return bits<float>(uint32_t(x.bits) << 16); }
+GQA_INLINE float to_float(f16 x) {
+  // Exponent and fraction move into place; the product with 2^112 rebiases them, subnormals included.
+  const uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13;
+  float y = bits<float>(magnitude) * 0x1p112f;
+  if (magnitude >= 0x7c00u << 13) y = bits<float>(magnitude | 0x7f800000u);  // infinity, NaN
+  return bits<float>(bits<uint32_t>(y) | uint32_t(x.bits & 0x8000) << 16);
+}
+template <class T, class S> GQA_INLINE T convert(S x) { return T(to_float(x)); }
+template <> GQA_INLINE double convert<double, double>(double x) { return x; }
+
+// Rounds to nearest, ties to even.
+template <class S> GQA_INLINE S round_to(float x) { return S(x); }
+template <> GQA_INLINE bf16 round_to<bf16>(float x) {
+  const uint32_t u = bits<uint32_t>(x), up = u + 0x7fff + (u >> 16 & 1);
+  return {uint16_t(x == x ? up >> 16 : (u >> 16 | 0x40))};
+}
+template <> GQA_INLINE f16 round_to<f16>(float x) {
+  const uint32_t u = bits<uint32_t>(x), sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffff;
+  uint32_t h;
+  if (magnitude > 0x7f800000) h = 0x7e00 | (magnitude >> 13 & 0x3ff);                        // NaN
+  else if (magnitude >= 0x47800000) h = 0x7c00;                                              // beyond f16: infinity
+  else if (magnitude >= 0x38800000) h = (magnitude + 0xc8000fff + (magnitude >> 13 & 1)) >> 13;
+  else h = bits<uint32_t>(bits<float>(magnitude) + 0.5f) - bits<uint32_t>(0.5f);             // subnormal
+  return {uint16_t(h | sign)};
+}
+
+// ---- vectors in memory ----------------------------------------------------------------------------------------
+
+// width<T> elements of type S, as T.
+template <class T, class S> GQA_INLINE Vec<T> load_as(const S* p) {
+  T x[width<T>];
+  for (int l = 0; l < width<T>; l++) x[l] = convert<T>(read<S>(p + l));
+  return load(x);
+}
+template <> GQA_INLINE Vec<float> load_as<float, float>(const float* p) { return load(p); }
+template <> GQA_INLINE Vec<double> load_as<double, double>(const double* p) { return load(p); }
+
+// The first n elements; the other lanes are 0, and their memory is not touched.
+template <class T, class S> GQA_INLINE Vec<T> load_as(const S* p, int n) {
+  T x[width<T>] = {};
+  for (int l = 0; l < n; l++) x[l] = convert<T>(read<S>(p + l));
+  return load(x);
+}
+
+// Rounds width<T> elements to type S.
+template <class S, class T> GQA_INLINE void store_as(S* p, Vec<T> v) {
+  for (int l = 0; l < width<T>; l++) write(p + l, round_to<S>(float(v[l])));
+}
+template <> GQA_INLINE void store_as<float, float>(float* p, Vec<float> v) { store(p, v); }
+template <> GQA_INLINE void store_as<double, double>(double* p, Vec<double> v) { store(p, v); }
+template <> GQA_INLINE void store_as<bf16, float>(bf16* p, Vec<float> v) {
+  typedef uint32_t Wide __attribute__((vector_size(vector_bytes)));
+  typedef uint16_t Half __attribute__((vector_size(vector_bytes / 2)));
+  const Wide u = bits<Wide>(v), nearest = (u + 0x7fff + (u >> 16 & 1)) >> 16, nan = u >> 16 | 0x40;
+  write(p, __builtin_convertvector(v == v ? nearest : nan, Half));
+}
+
+#if defined(__AVX512F__)
+template <> GQA_INLINE Vec<float> load_as<float, f16>(const f16* p) { return _mm512_cvtph_ps(read<__m256i>(p)); }
+template <> GQA_INLINE Vec<float> load_as<float, bf16>(const bf16* p) {
+  return bits<Vec<float>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(read<__m256i>(p)), 16));
+}
+template <> GQA_INLINE Vec<float> load_as<float, int8_t>(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(read<__m128i>(p)));
+}
+template <> GQA_INLINE Vec<float> load_as<float, float>(const float* p, int n) {
+  return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+}
+template <> GQA_INLINE void store_as<f16, float>(f16* p, Vec<float> v) { write(p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+#elif defined(__AVX2__)
+template <> GQA_INLINE Vec<float> load_as<float, f16>(const f16* p) { return _mm256_cvtph_ps(read<__m128i>(p)); }
+template <> GQA_INLINE Vec<float> load_as<float, bf16>(const bf16* p) {
+  return bits<Vec<float>>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(read<__m128i>(p)), 16));
+}
+template <> GQA_INLINE Vec<float> load_as<float, int8_t>(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(read<int64_t>(p))));
+}
+template <> GQA_INLINE Vec<float> load_as<float, float>(const float* p, int n) {
+  static const int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return _mm256_maskload_ps(p, read<__m256i>(ones + 8 - n));
+}
+template <> GQA_INLINE void store_as<f16, float>(f16* p, Vec<float> v) { write(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+#elif defined(__aarch64__)
+template <> GQA_INLINE Vec<float> load_as<float, f16>(const f16* p) { return vcvt_f32_f16(read<float16x4_t>(p)); }
+template <> GQA_INLINE void store_as<f16, float>(f16* p, Vec<float> v) { write(p, vcvt_f16_f32(v)); }
+#endif
+
+// ---- arithmetic -----------------------------------------------------------------------------------------------
+
+// max(a, b), and b where either is NaN.
+#if defined(__AVX512F__)
+GQA_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a, b); }
+GQA_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return _mm512_max_pd(a, b); }
+#elif defined(__AVX2__)
+GQA_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
+GQA_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return _mm256_max_pd(a, b); }
+#elif defined(__SSE4_2__)
+GQA_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return _mm_max_ps(a, b); }
+GQA_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return _mm_max_pd(a, b); }
+#else
+template <class V> GQA_INLINE V max(V a, V b) { return a > b ? a : b; }
+#endif
+
+// exp2(x) = p * 2^n for x = n + f, n whole, |f| <= 1/2, p a polynomial in f = fraction(x). For x <= 0 only.
+// times_exp2 is 0 where 2^n is subnormal: subnormal weights would cost a factor of 25.
+template <class T> constexpr T round_and_bias = sizeof(T) == 8 ? T(0x1.8p52 + 1023) : T(0x1.8p23 + 127);
+template <class T> GQA_INLINE Vec<T> at_least_lowest(Vec<T> x) { return max(splat(T(sizeof(T) == 8 ? -1023 : -127)), x); }
+template <class T> GQA_INLINE Vec<T> fraction(Vec<T> x) {
+  x = at_least_lowest<T>(x);
+  return x - ((x + round_and_bias<T>) - round_and_bias<T>);
+}
+template <class T> GQA_INLINE Vec<T> times_exp2(Vec<T> p, Vec<T> x) {
+  // The sum's low bits hold n plus the exponent's bias; shifted up they are the bits of 2^n.
+  return p * bits<Vec<T>>(bits<Vec<Int<T>>>(at_least_lowest<T>(x) + round_and_bias<T>) << (sizeof(T) == 8 ? 52 : 23));
+}
+#if defined(__AVX512F__)
+template <> GQA_INLINE Vec<float> fraction<float>(Vec<float> x) { return _mm512_reduce_ps(x, 0); }
+template <> GQA_INLINE Vec<double> fraction<double>(Vec<double> x) { return _mm512_reduce_pd(x, 0); }
+template <> GQA_INLINE Vec<float> times_exp2<float>(Vec<float> p, Vec<float> x) {
+  const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126), _CMP_NLT_UQ);
+  return _mm512_maskz_scalef_ps(normal, p, _mm512_roundscale_ps(x, 0));
+}
+template <> GQA_INLINE Vec<double> times_exp2<double>(Vec<double> p, Vec<double> x) {
+  const __mmask8 normal = _mm512_cmp_pd_mask(x, _mm512_set1_pd(-1022), _CMP_NLT_UQ);
+  return _mm512_maskz_scalef_pd(normal, p, _mm512_roundscale_pd(x, 0));
+}
+#endif
+
+}  // namespace
+}  // namespace GQA_ISA
+}  // namespace gqa

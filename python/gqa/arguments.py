@@ -1,0 +1,67 @@
+"""Arguments from users to what the extension takes: plain arrays whose last axis is contiguous."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+def as_array(name: str, x: Any) -> Array:
+    """`x` itself; TypeError unless it is a NumPy array."""
+    if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a {type(x).__name__}, expected a NumPy array")
+    return x
+
+
+def dtype_name(name: str, x: Array) -> str:
+    """The name of an array's dtype; TypeError if its bytes are swapped."""
+    if not x.dtype.isnative:
+        raise TypeError(f"{name} has dtype {x.dtype.str!r}, expected native byte order")
+    return x.dtype.name
+
+
+def contiguous_channels(x: Array) -> Array:
+    """`x` with a contiguous last axis: itself if possible, a copy otherwise."""
+    return x if x.shape[-1] <= 1 or x.strides[-1] == x.itemsize else np.ascontiguousarray(x)
+
+
+def int_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """`value` as int64 of that shape; TypeError if it holds no integers, ValueError if its shape is another."""
+    x = np.asarray(value)
+    if x.size == 0 and not isinstance(value, np.ndarray):
+        x = x.astype(np.int64)
+    if x.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {x.dtype}, expected integers")
+    if x.shape != shape:
+        raise ValueError(f"{name} has shape {x.shape}, expected {shape}")
+    if x.dtype.kind == "u":
+        x = np.minimum(x, np.iinfo(np.int64).max)
+    return x.astype(np.int64)
+
+
+def check_output(out: Any, shape: tuple[int, ...], dtype: str, inputs: dict[str, Array]) -> Array:
+    """`out` itself; raise unless it can take a result of that shape and dtype without harm to the inputs."""
+    out = as_array("out", out)
+    if dtype_name("out", out) != dtype:
+        raise TypeError(f"out has dtype {out.dtype}, expected {dtype} as q")
+    if out.shape != shape:
+        raise ValueError(f"out has shape {out.shape}, expected {shape}")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
+    for name, x in inputs.items():
+        if shares_memory(out, x):
+            raise ValueError(f"out overlaps {name} in memory")
+    return out
+
+
+def shares_memory(a: Array, b: Array) -> bool:
+    """Whether two arrays have a byte in common; True as well where that is too hard to tell."""
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=100_000)
+    except np.exceptions.TooHardError:
+        return True
