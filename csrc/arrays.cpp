@@ -61,7 +61,8 @@ py::array as_array(py::handle object, const char* name, int ndim) {
   if (!py::isinstance<py::array>(object)) throw py::type_error(std::string(name) + " must be a NumPy array");
   py::array array = py::reinterpret_borrow<py::array>(object);
   if (array.ndim() != ndim)
-    throw py::value_error(std::string(name) + " has shape " + shape_text(array) + ", expected " + std::to_string(ndim) + " axes");
+    throw py::value_error(std::string(name) + " has shape " + shape_text(array) + ", expected " + std::to_string(ndim) +
+                          " axes");
   return array;
 }
 
@@ -71,7 +72,9 @@ DType float_type(const py::array& array, const char* name) {
 DType cache_type(const py::array& array, const char* name) {
   return type_among(array, name, true, false, "float32, float64, float16, bfloat16 or int8");
 }
-DType mask_type(const py::array& array, const char* name) { return type_among(array, name, false, true, "bool or a float type"); }
+DType mask_type(const py::array& array, const char* name) {
+  return type_among(array, name, false, true, "bool or a float type");
+}
 
 Strides strides_of(const py::array& array, Layout layout) {
   return {array.strides(0), array.strides(layout.head), array.strides(layout.token)};
@@ -105,7 +108,8 @@ bool spans_overlap(const py::array& a, const py::array& b) {
 }
 
 int64_t as_int(py::handle object, const char* name) {
-  if (!PyLong_Check(object.ptr()) || PyBool_Check(object.ptr())) throw py::type_error(std::string(name) + " must be an integer");
+  if (!PyLong_Check(object.ptr()) || PyBool_Check(object.ptr()))
+    throw py::type_error(std::string(name) + " must be an integer");
   int overflow = 0;
   const int64_t value = PyLong_AsLongLongAndOverflow(object.ptr(), &overflow);
   if (overflow) return overflow > 0 ? unbounded : -unbounded;

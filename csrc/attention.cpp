@@ -60,10 +60,12 @@ struct Cut {
   double cost;      // estimated time in microseconds
 };
 
-class Call {
+class Driver {
  public:
-  explicit Call(const Attention& a)
-      : a_(a), kernels_(a.in_double ? active_kernels().in_double : active_kernels().single), threads_(forked() ? 1 : a.threads) {
+  explicit Driver(const Attention& a)
+      : a_(a),
+        kernels_(a.in_double ? active_kernels().in_double : active_kernels().single),
+        threads_(forked() ? 1 : a.threads) {
     cut_sequences();
     deal_out();
   }
@@ -96,7 +98,8 @@ class Call {
       if (sequence.queries == 0) continue;
       Cut cut{};
       cut.sequence = &sequence;
-      cut.work = {group * sequence.queries, sequence.keys, a_.head_dim, a_.v_head_dim, a_.in_double ? 8 : 4, kernels_.tile_rows};
+      cut.work = {group * sequence.queries, sequence.keys,     a_.head_dim, a_.v_head_dim,
+                  a_.in_double ? 8 : 4,     kernels_.tile_rows};
       cut.split_keys = split_keys(cut.work);
       cut.splits = std::max<int64_t>(1, ceil_div(sequence.keys, cut.split_keys));
       cut.cost = cost(cut);
@@ -114,7 +117,8 @@ class Call {
     const Sequence& s = *cut.sequence;
     auto attended = [&](int64_t query) {
       const int64_t position = s.offset + query;
-      return double(std::max<int64_t>(0, std::min(s.keys, position + a_.right + 1) - std::max<int64_t>(0, position - a_.left)));
+      return double(
+          std::max<int64_t>(0, std::min(s.keys, position + a_.right + 1) - std::max<int64_t>(0, position - a_.left)));
     };
     const double keys = (attended(0) + attended(s.queries - 1)) / 2, channels = double(a_.head_dim + a_.v_head_dim);
     return double(a_.kv_heads) * keys * channels *
@@ -132,7 +136,8 @@ class Call {
     }
     store_splits_ = threads_ > 1 && units_ < 2 * threads_;
     for (Cut& cut : cuts_) {
-      const TaskShape shape = {std::min(cut.rows_per_task, cut.work.rows), a_.head_dim, a_.v_head_dim, rows_in_lanes(cut.work)};
+      const TaskShape shape = {std::min(cut.rows_per_task, cut.work.rows), a_.head_dim, a_.v_head_dim,
+                               rows_in_lanes(cut.work)};
       if (kernels_.workspace_bytes(shape) > kernels_.workspace_bytes(largest_)) largest_ = shape;
       cut.first_task = tasks_;
       tasks_ += a_.kv_heads * blocks(cut) * (store_splits_ ? cut.splits : 1);
@@ -145,12 +150,14 @@ class Call {
   static int64_t blocks(const Cut& cut) { return ceil_div(cut.work.rows, cut.rows_per_task); }
   bool stored(const Cut& cut) const { return store_splits_ && cut.splits > 1; }
   size_t partial_bytes_of(const Cut& cut) const {
-    return aligned(kernels_.partial_bytes({std::min(cut.rows_per_task, cut.work.rows), a_.head_dim, a_.v_head_dim, false}));
+    return aligned(
+        kernels_.partial_bytes({std::min(cut.rows_per_task, cut.work.rows), a_.head_dim, a_.v_head_dim, false}));
   }
 
   void run_task(int64_t id, void* workspace, std::vector<std::atomic<int>>& done) {
     const Cut& cut = *(std::upper_bound(cuts_.begin(), cuts_.end(), id,
-                                        [](int64_t task, const Cut& c) { return task < c.first_task; }) - 1);
+                                        [](int64_t task, const Cut& c) { return task < c.first_task; }) -
+                       1);
     const int64_t splits = store_splits_ ? cut.splits : 1, unit = (id - cut.first_task) / splits,
                   split = (id - cut.first_task) % splits, block = blocks(cut) - 1 - unit / a_.kv_heads;
     Task task{};
@@ -183,12 +190,16 @@ class Call {
       const Sequence& q = a_.sequences[s];
       for (int64_t i = q.queries; i < q.queries + q.padding; i++)
         for (int64_t h = 0; h < a_.query_heads; h++) {
-          char* out = a_.out + q.batch * a_.out_strides.batch + h * a_.out_strides.head + (q.token + i) * a_.out_strides.token;
+          char* out =
+              a_.out + q.batch * a_.out_strides.batch + h * a_.out_strides.head + (q.token + i) * a_.out_strides.token;
           for (int64_t c = 0; c < a_.v_head_dim; c++) std::memset(out + c * a_.out_channel_stride, 0, bytes);
           if (!a_.lse) continue;
-          char* lse = a_.lse + q.batch * a_.lse_strides.batch + h * a_.lse_strides.head + (q.token + i) * a_.lse_strides.token;
-          if (a_.in_double) *reinterpret_cast<double*>(lse) = -std::numeric_limits<double>::infinity();
-          else *reinterpret_cast<float*>(lse) = -std::numeric_limits<float>::infinity();
+          char* lse =
+              a_.lse + q.batch * a_.lse_strides.batch + h * a_.lse_strides.head + (q.token + i) * a_.lse_strides.token;
+          const double minus_infinity = -std::numeric_limits<double>::infinity();
+          const float minus_infinity_f32 = -std::numeric_limits<float>::infinity();
+          if (a_.in_double) std::memcpy(lse, &minus_infinity, sizeof minus_infinity);
+          else std::memcpy(lse, &minus_infinity_f32, sizeof minus_infinity_f32);
         }
     }
   }
@@ -207,6 +218,11 @@ class Call {
 
 }  // namespace
 
-void attend(const Attention& attention) { Call(attention).run(); }
+void attend(const Attention& attention) { Driver(attention).run(); }
+
+void rotate(const Rotary& rotary) {
+  const Kernels& kernels = active_kernels();
+  (rotary.type == DType::f64 ? kernels.in_double : kernels.single).rotate(rotary);
+}
 
 }  // namespace gqa

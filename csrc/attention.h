@@ -1,4 +1,4 @@
-// attention.h: the C++ API. `Attention` describes one call over plain memory; `attend` computes it.
+// attention.h: the C++ API. `Attention` and `Rotary` describe one call over plain memory; `attend` and `rotate` do it.
 //
 // Nothing here owns memory, and every struct is plain data: the kernels below the watershed read the same structs.
 // All strides are in bytes. Shapes: B batch, Hq/Hkv query/KV heads, S queries, T keys, D/Dv head_dim of q,k/v.
@@ -31,11 +31,11 @@ struct Run {
 
 // One batch entry or packed sequence: its query tokens attend the keys that its runs list in order.
 struct Sequence {
-  int64_t batch, token;        // where its queries start on the first and the token axis of q, out and lse
-  int64_t queries;             // number of queries; `padding` more rows follow and are set to 0 (lse -inf)
+  int64_t batch, token;  // where its queries start on the first and the token axis of q, out and lse
+  int64_t queries;       // number of queries; `padding` more rows follow and are set to 0 (lse -inf)
   int64_t padding;
-  int64_t offset;              // position of its first query, counted in keys
-  int64_t keys;                // number of keys that may be read
+  int64_t offset;                // position of its first query, counted in keys
+  int64_t keys;                  // number of keys that may be read
   int64_t mask_batch, mask_key;  // index on the mask's batch axis; mask column of key 0
   const Run* runs;
   int64_t run_count;
@@ -59,19 +59,33 @@ struct Attention {
   const Sequence* sequences;
   int64_t sequence_count;
 
-  const char* mask;  // boolean (true = attend) or a float to add; may be null
+  const char* mask;      // boolean (true = attend) or a float to add; may be null
   Strides mask_strides;  // token: query
   int64_t mask_key_stride;
   DType mask_type;
 
-  const double* sinks;  // one logit per query head; may be null
+  const double* sinks;    // one logit per query head; may be null
   double scale, softcap;  // softcap 0: none
-  int64_t left, right;  // `unbounded` for no bound; causal is right = 0
-  bool in_double;  // compute in f64 instead of f32
+  int64_t left, right;    // `unbounded` for no bound; causal is right = 0
+  bool in_double;         // compute in f64 instead of f32
   int threads;
 };
 
 constexpr int64_t unbounded = int64_t(1) << 62;
+
+// Rotates the first rotary_dim channels of each row of x by the angles of its token, and copies the others.
+struct Rotary {
+  const char* x;
+  char* out;
+  Strides x_strides, out_strides;
+  DType type;             // of x and out; channels are contiguous
+  const void *cos, *sin;  // [batch][tokens][rotary_dim / 2], double for f64 and float for the other types
+  int64_t table_batch_stride;  // in elements; 0 where all batch entries share the tables
+  int64_t batch, heads, tokens, head_dim, rotary_dim;
+  bool interleaved;  // pairs (2c, 2c + 1) rather than (c, c + rotary_dim / 2)
+};
+
+void rotate(const Rotary& rotary);
 
 // Throws std::bad_alloc before anything is written when the scratch memory cannot be had.
 void attend(const Attention& attention);

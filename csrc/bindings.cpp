@@ -27,7 +27,8 @@ class PerBatch {
     }
     array_ = as_array(object, name, 1);
     if (!array_.dtype().equal(py::dtype::of<int64_t>())) throw py::type_error(std::string(name) + " must be int64");
-    if (array_.shape(0) != batch) throw py::value_error(std::string(name) + " must have one value for each batch entry");
+    if (array_.shape(0) != batch)
+      throw py::value_error(std::string(name) + " must have one value for each batch entry");
   }
   bool given() const { return given_; }
   int64_t at(int64_t b) const {
@@ -44,11 +45,11 @@ class PerBatch {
 };
 
 // The arguments of gqa.attention, four axes everywhere; k_scale to past_value_scale belong to int8 arrays.
-py::object attention(py::handle q, py::handle k, py::handle v, py::handle past_key, py::handle past_value, py::handle mask,
-                     py::handle causal, py::handle query_offset, py::handle window, py::handle kv_lengths, py::handle scale,
-                     py::handle softcap, py::handle sinks, py::handle layout, py::handle out, py::handle return_lse,
-                     py::handle num_threads, py::handle k_scale, py::handle v_scale, py::handle past_key_scale,
-                     py::handle past_value_scale) {
+py::object attention(py::handle q, py::handle k, py::handle v, py::handle past_key, py::handle past_value,
+                     py::handle mask, py::handle causal, py::handle query_offset, py::handle window,
+                     py::handle kv_lengths, py::handle scale, py::handle softcap, py::handle sinks, py::handle layout,
+                     py::handle out, py::handle return_lse, py::handle num_threads, py::handle k_scale,
+                     py::handle v_scale, py::handle past_key_scale, py::handle past_value_scale) {
   Call call(q, layout_named(layout));
   const int64_t batch = call.batch(), queries = call.queries();
   const bool has_past = !past_key.is_none() || !past_value.is_none(), has_new = !k.is_none() || !v.is_none();
@@ -64,7 +65,8 @@ py::object attention(py::handle q, py::handle k, py::handle v, py::handle past_k
   for (int64_t b = 0; b < batch; b++) {
     const int64_t length = lengths.given() ? lengths.at(b) : keys;
     if (length < 0 || length > keys)
-      throw py::value_error("kv_lengths[" + std::to_string(b) + "] is " + std::to_string(length) + ", expected 0 to " + std::to_string(keys));
+      throw py::value_error("kv_lengths[" + std::to_string(b) + "] is " + std::to_string(length) + ", expected 0 to " +
+                            std::to_string(keys));
     if (has_past) call.add_run(0, b, 0, past);
     if (has_new) call.add_run(has_past, b, 0, fresh);
     Sequence sequence{};
@@ -77,11 +79,97 @@ py::object attention(py::handle q, py::handle k, py::handle v, py::handle past_k
   return call.run(out, return_lse, num_threads);
 }
 
+// A C-contiguous int64 array of rows of `columns` numbers.
+class Table {
+ public:
+  Table(py::handle object, const char* name, int columns) : array_(as_array(object, name, 2)), columns_(columns) {
+    if (!array_.dtype().equal(py::dtype::of<int64_t>()) || array_.shape(1) != columns || !(array_.flags() & py::array::c_style))
+      throw py::value_error(std::string(name) + " must be C-contiguous int64 of " + std::to_string(columns) + " columns");
+  }
+  int64_t rows() const { return array_.shape(0); }
+  const int64_t* row(int64_t i) const { return static_cast<const int64_t*>(array_.data()) + i * columns_; }
+
+ private:
+  const py::array array_;
+  const int columns_;
+};
+
+// Attention of sequences that lie anywhere in q and whose keys are any runs of any stores.
+// stores: tuples (k, v, k_scale, v_scale), four axes each (scales three, or None), in `layout`.
+// sequences: rows of batch, token, queries, padding, offset, keys, mask batch, mask key, number of runs.
+// runs: rows of store, batch, token, count; those of the first sequence, then those of the second, and so on.
+// mask_shape: batch, queries and keys that the mask broadcasts to, next to the heads of q.
+py::object attend_sequences(py::handle q, const py::list& stores, py::handle sequences_table, py::handle runs_table,
+                            py::handle mask, std::array<int64_t, 3> mask_shape, py::handle causal, py::handle window,
+                            py::handle scale, py::handle softcap, py::handle sinks, py::handle layout, py::handle out,
+                            py::handle return_lse, py::handle num_threads) {
+  Call call(q, layout_named(layout));
+  if (stores.empty()) throw py::value_error("there must be a store");
+  for (py::handle store : stores) {
+    if (!PyTuple_Check(store.ptr()) || PyTuple_GET_SIZE(store.ptr()) != 4) throw py::type_error("a store is a tuple of 4");
+    const auto part = [&](int i) { return py::handle(PyTuple_GET_ITEM(store.ptr(), i)); };
+    call.add_store(part(0), part(1), part(2), part(3));
+  }
+  call.set_mask(mask, mask_shape[0], mask_shape[1], mask_shape[2]);
+  call.set_positions(causal, window);
+  call.set_scores(scale, softcap, sinks);
+
+  const Table sequences(sequences_table, "sequences", 9), runs(runs_table, "runs", 4);
+  int64_t run = 0;
+  for (int64_t i = 0; i < sequences.rows(); i++) {
+    const int64_t* s = sequences.row(i);
+    if (s[8] < 0 || s[8] > runs.rows() - run) throw py::value_error("sequences have more runs than there are");
+    for (const int64_t end = run + s[8]; run < end; run++) {
+      const int64_t* r = runs.row(run);
+      call.add_run(r[0], r[1], r[2], r[3]);
+    }
+    Sequence sequence{};
+    sequence.batch = s[0], sequence.token = s[1], sequence.queries = s[2], sequence.padding = s[3];
+    sequence.offset = s[4], sequence.keys = s[5], sequence.mask_batch = s[6], sequence.mask_key = s[7];
+    if (!mask.is_none() &&
+        (s[6] < 0 || s[6] >= mask_shape[0] || s[2] > mask_shape[1] || s[7] < 0 || s[7] > mask_shape[2] - s[5]))
+      throw py::value_error("a sequence is not within the mask");
+    call.end_sequence(sequence);
+  }
+  return call.run(out, return_lse, num_threads);
+}
+
+// x: four axes in `layout`; cos and sin: C-contiguous (1 or batch, tokens, rotary_dim / 2), float64 for a float64 x and
+// float32 for the others. Returns a new array.
+py::object rotary(py::handle x_object, py::handle cos_object, py::handle sin_object, py::handle interleaved,
+                  py::handle layout_name) {
+  const Layout layout = layout_named(layout_name);
+  const py::array x = as_array(x_object, "x", 4), cos = as_array(cos_object, "cos", 3), sin = as_array(sin_object, "sin", 3);
+  Rotary r{};
+  r.type = float_type(x, "x");
+  require_contiguous_channels(x, "x");
+  r.batch = x.shape(0), r.heads = x.shape(layout.head), r.tokens = x.shape(layout.token), r.head_dim = x.shape(3);
+  const py::dtype table = r.type == DType::f64 ? py::dtype::of<double>() : py::dtype::of<float>();
+  for (const py::array& t : {cos, sin})
+    if (!t.dtype().equal(table) || !(t.flags() & py::array::c_style) || (t.shape(0) != 1 && t.shape(0) != r.batch) ||
+        t.shape(1) != r.tokens || 2 * t.shape(2) > r.head_dim || t.shape(0) != cos.shape(0) || t.shape(2) != cos.shape(2))
+      throw py::value_error("cos and sin do not fit x");
+  r.rotary_dim = 2 * cos.shape(2);
+  r.cos = cos.data(), r.sin = sin.data();
+  r.table_batch_stride = cos.shape(0) == 1 ? 0 : cos.shape(1) * cos.shape(2);
+  r.interleaved = as_bool(interleaved, "interleaved");
+  py::array out(x.dtype(), std::vector<py::ssize_t>(x.shape(), x.shape() + 4));
+  r.x = static_cast<const char*>(x.data()), r.out = static_cast<char*>(out.mutable_data());
+  r.x_strides = strides_of(x, layout), r.out_strides = strides_of(out, layout);
+  {
+    py::gil_scoped_release release;
+    rotate(r);
+  }
+  return std::move(out);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "The native kernels of gqa.";
   m.def("attention", &attention);
+  m.def("attend_sequences", &attend_sequences);
+  m.def("rotary", &rotary);
   m.def("available_isas", &available_isas);
   m.def("isa", [] { return std::string(active_kernels().name); });
   m.def("use_isa", &use_isa);

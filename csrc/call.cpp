@@ -45,11 +45,13 @@ int64_t Call::add_store(py::handle k_object, py::handle v_object, py::handle k_s
   }
   if (heads != a_.kv_heads || k.shape(3) != a_.head_dim)
     mismatch("k", k, to_string(a_.kv_heads) + " heads of " + to_string(a_.head_dim) + " channels");
-  if (v.shape(0) != k.shape(0) || v.shape(layout_.token) != tokens || v.shape(layout_.head) != heads || v.shape(3) != a_.v_head_dim)
+  if (v.shape(0) != k.shape(0) || v.shape(layout_.token) != tokens || v.shape(layout_.head) != heads ||
+      v.shape(3) != a_.v_head_dim)
     mismatch("v", v, "the batch, heads and tokens of k and " + to_string(a_.v_head_dim) + " channels");
 
   Store store{};
-  auto scales = [&](const py::array& data, DType type, py::handle object, const char* name, Strides& strides) -> const char* {
+  auto scales = [&](const py::array& data, DType type, py::handle object, const char* name,
+                    Strides& strides) -> const char* {
     if (type != DType::i8) {
       if (!object.is_none()) throw py::type_error(std::string(name) + " was given for an array that is not int8");
       return nullptr;
@@ -58,7 +60,8 @@ int64_t Call::add_store(py::handle k_object, py::handle v_object, py::handle k_s
     const py::array scale = as_array(object, name, 3);
     if (float_type(scale, name) != DType::f32) throw py::type_error(std::string(name) + " must be float32");
     for (int i = 0; i < 3; i++)
-      if (scale.shape(i) != data.shape(i)) mismatch(name, scale, "that of its data " + shape_text(data) + " less the last axis");
+      if (scale.shape(i) != data.shape(i))
+        mismatch(name, scale, "that of its data " + shape_text(data) + " less the last axis");
     strides = strides_of(scale, layout_);
     inputs_.push_back(scale);
     return static_cast<const char*>(scale.data());
@@ -82,7 +85,8 @@ int64_t Call::add_store(py::handle k_object, py::handle v_object, py::handle k_s
 void Call::require_batch(int64_t batch) const {
   for (const StoreShape& shape : store_shapes_)
     if (shape.batch != batch)
-      throw py::value_error("k and v have batch " + to_string(shape.batch) + ", expected " + to_string(batch) + " as q");
+      throw py::value_error("k and v have batch " + to_string(shape.batch) + ", expected " + to_string(batch) +
+                            " as q");
 }
 
 void Call::add_run(int64_t store, int64_t batch, int64_t token, int64_t count) {
@@ -90,19 +94,21 @@ void Call::add_run(int64_t store, int64_t batch, int64_t token, int64_t count) {
   if (store < 0 || store >= int64_t(stores_.size())) throw py::value_error("runs name a store that does not exist");
   const StoreShape& shape = store_shapes_[size_t(store)];
   if (count < 0 || batch < 0 || batch >= shape.batch || token < 0 || token > shape.tokens - count)
-    throw py::value_error("a run of " + to_string(count) + " tokens from [" + to_string(batch) + ", " + to_string(token) +
-                          "] on is not within a store of (" + to_string(shape.batch) + ", " + to_string(shape.tokens) + ")");
+    throw py::value_error("a run of " + to_string(count) + " tokens from [" + to_string(batch) + ", " +
+                          to_string(token) + "] on is not within a store of (" + to_string(shape.batch) + ", " +
+                          to_string(shape.tokens) + ")");
   runs_.push_back({run_keys_, count, store, batch, token});
   run_keys_ += count;
 }
 
 void Call::end_sequence(const Sequence& sequence) {
-  if (sequence.batch < 0 || sequence.batch >= batch() || sequence.token < 0 || sequence.queries < 0 || sequence.padding < 0 ||
-      sequence.token > queries() || sequence.queries > queries() - sequence.token ||
+  if (sequence.batch < 0 || sequence.batch >= batch() || sequence.token < 0 || sequence.queries < 0 ||
+      sequence.padding < 0 || sequence.token > queries() || sequence.queries > queries() - sequence.token ||
       sequence.padding > queries() - sequence.token - sequence.queries)
     throw py::value_error("a sequence is not within q");
   if (sequence.keys < 0 || sequence.keys > run_keys_)
-    throw py::value_error("a sequence has " + to_string(sequence.keys) + " keys, expected 0 to " + to_string(run_keys_));
+    throw py::value_error("a sequence has " + to_string(sequence.keys) + " keys, expected 0 to " +
+                          to_string(run_keys_));
   sequences_.push_back(sequence);
   sequences_.back().offset = std::clamp(sequence.offset, -unbounded / 2, unbounded / 2);
   sequences_.back().runs = nullptr;
@@ -122,8 +128,9 @@ void Call::set_mask(py::handle object, int64_t batch, int64_t queries, int64_t k
   for (int i = std::max(0, missing); i < 4; i++) {
     const int64_t size = missing < 0 ? -1 : mask.shape(i - missing);
     if (size != sizes[i] && size != 1)
-      mismatch("mask", mask, "one that broadcasts to (" + to_string(batch) + ", " + to_string(a_.query_heads) + ", " +
-                                 to_string(queries) + ", " + to_string(keys) + ")");
+      mismatch("mask", mask,
+               "one that broadcasts to (" + to_string(batch) + ", " + to_string(a_.query_heads) + ", " +
+                   to_string(queries) + ", " + to_string(keys) + ")");
     strides[i] = size == 1 ? 0 : mask.strides(i - missing);
   }
   a_.mask = static_cast<const char*>(mask.data());
@@ -140,7 +147,8 @@ void Call::set_positions(py::handle causal, py::handle window) {
     return n;
   };
   if (!window.is_none()) {
-    if (!PyTuple_Check(window.ptr()) || PyTuple_GET_SIZE(window.ptr()) != 2) throw py::type_error("window must be a tuple (left, right)");
+    if (!PyTuple_Check(window.ptr()) || PyTuple_GET_SIZE(window.ptr()) != 2)
+      throw py::type_error("window must be a tuple (left, right)");
     a_.left = bound(PyTuple_GET_ITEM(window.ptr(), 0));
     a_.right = bound(PyTuple_GET_ITEM(window.ptr(), 1));
   }

@@ -6,8 +6,8 @@
 namespace gqa {
 
 // GQA_ISAS is a list of X(name), best first, from the build.
-#define X(isa) \
-  namespace isa { \
+#define X(isa)                  \
+  namespace isa {               \
   extern const Kernels kernels; \
   }
 GQA_ISAS
@@ -24,8 +24,8 @@ const Kernels* const built[] = {
 bool supported(const std::string& name) {
 #if defined(__x86_64__)
   if (name == "avx512")
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
   if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   return __builtin_cpu_supports("sse4.2");
 #else

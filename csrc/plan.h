@@ -31,8 +31,8 @@ constexpr int64_t split_keys(const Work& w) {
   return split_unit * std::max<int64_t>(1, ceil_div(w.keys, split_unit * most_splits));
 }
 
-// Rows of one task. Its tiles share each block of keys: the more the better, as long as their Q^T and O^T (and the block)
-// stay in L2, and as long as there are tasks enough for the threads.
+// Rows of one task. Its tiles share each block of keys: the more the better, as long as their Q^T and O^T (and the
+// block) stay in L2, and as long as there are tasks enough for the threads.
 constexpr int64_t most_rows_per_task = 1024, task_bytes = 1 << 22;
 
 constexpr int64_t rows_per_task(const Work& w, int64_t sequences_and_heads, int64_t threads) {

@@ -1,7 +1,7 @@
 // channels.h: attention with channels in the lanes, for few rows (decoding, short speculative chunks).
 //
-// The time goes into reading the cache, so it is read once, in place and in its own type, for all rows; a group of up to
-// 4 rows shares each load.
+// The time goes into reading the cache, so it is read once, in place and in its own type, for all rows; a group of up
+// to 4 rows shares each load.
 #pragma once
 
 #include "products.h"
@@ -27,7 +27,8 @@ template <class T> class ChannelsInLanes {
         wide_k_(scratch.take<double>(sizeof(T) == 8 ? channels_block * shape.head_dim : 0)),
         wide_v_(scratch.take<double>(sizeof(T) == 8 ? channels_block * shape.v_head_dim : 0)),
         block_(scratch.take<KeyBlock>(1)),
-        states_(States<T>::at(scratch.take<char>(States<T>::bytes(room_, shape.v_head_dim)), room_, shape.v_head_dim)) {}
+        states_(States<T>::at(scratch.take<char>(States<T>::bytes(room_, shape.v_head_dim)), room_, shape.v_head_dim)) {
+  }
 
   // Attends keys [begin, end) and calls done(first row, rows, states).
   template <class Done> void run(const Attention& a, const Task& task, int64_t begin, int64_t end, Done done) {
@@ -114,7 +115,8 @@ template <class T> class ChannelsInLanes {
 
     const Scores<T, 1> scores{s_, keys.steps, w};
     with_direct_type(block.k_type, [&](auto s) {
-      multiply_keys<T, decltype(s), R>(q_ + r * q_stride_, q_stride_, int(a.head_dim), keys, block.k + from, zeros_, s_);
+      multiply_keys<T, decltype(s), R>(q_ + r * q_stride_, q_stride_, int(a.head_dim), keys, block.k + from, zeros_,
+                                       s_);
     });
     if (block.k_type == DType::i8) multiply_scales<R>(block.k_scale + from, keys);
     if (a.softcap > 0) scores.soft_cap(T(a.softcap));
@@ -144,7 +146,8 @@ template <class T> class ChannelsInLanes {
       }
     const bool select = (edges || a.mask) && !values_are_finite<T>(block, int(a.v_head_dim));
     with_direct_type(block.v_type, [&](auto s) {
-      if (select) add_values_selecting<T, decltype(s), R>(o, states_.stride, int(a.v_head_dim), keys, block.v + from, zeros_, s_);
+      if (select)
+        add_values_selecting<T, decltype(s), R>(o, states_.stride, int(a.v_head_dim), keys, block.v + from, zeros_, s_);
       else add_values<T, decltype(s), R>(o, states_.stride, int(a.v_head_dim), keys, block.v + from, zeros_, s_);
     });
   }
@@ -157,7 +160,8 @@ template <class T> class ChannelsInLanes {
 
   // The mask of R rows and the streams' keys as a bias that lies as the scores do; false if it hides all of them.
   template <int R>
-  bool load_mask(const Attention& a, const Task& task, int64_t row, int rows, int64_t key, const Streams<streams<T, R>>& keys) {
+  bool load_mask(const Attention& a, const Task& task, int64_t row, int rows, int64_t key,
+                 const Streams<streams<T, R>>& keys) {
     const int64_t group = a.query_heads / a.kv_heads;
     const int n = keys.first[streams<T, R>];
     bool any = false;
@@ -167,7 +171,8 @@ template <class T> class ChannelsInLanes {
       const int64_t r = row + least(i, rows - 1);
       any |= mask_row(a, *task.sequence, task.kv_head * group + r % group, r / group, key, n, bias);
       for (int stream = 0; stream < streams<T, R>; stream++)
-        for (int j = keys.first[stream], t = 0; j < keys.first[stream + 1]; j++, t++) bias_[t * w + stream * R + i] = bias[j];
+        for (int j = keys.first[stream], t = 0; j < keys.first[stream + 1]; j++, t++)
+          bias_[t * w + stream * R + i] = bias[j];
     }
     return any;
   }

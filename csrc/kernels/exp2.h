@@ -19,14 +19,23 @@ template <class T, int n> GQA_INLINE Vec<T> polynomial(Vec<T> x, const T (&c)[n]
 // 2^x for x <= 0: relative error below 8e-8 (float) and 3e-16 (double); exactly 1 at 0, exactly 0 at -infinity.
 template <class T> GQA_INLINE Vec<T> exp2(Vec<T> x);
 template <> GQA_INLINE Vec<float> exp2<float>(Vec<float> x) {
-  static constexpr float c[] = {1.0f, 0.69314720f, 0.24022648f, 0.055503325f, 0.0096184374f, 0.0013398878f, 1.5353371e-4f};
+  static constexpr float c[] = {1.0f,          0.69314720f,   0.24022648f,  0.055503325f,
+                                0.0096184374f, 0.0013398878f, 1.5353371e-4f};
   return times_exp2<float>(polynomial<float>(fraction<float>(x), c), x);
 }
 template <> GQA_INLINE Vec<double> exp2<double>(Vec<double> x) {
-  static constexpr double c[] = {1.0, 0.693147180559945697, 0.24022650695910098, 0.0555041086647903946,
-                                 0.00961812910760700238, 0.00133335581534399647, 0.000154035304415721303,
-                                 1.52527273851938682e-5, 1.32154426753298221e-6, 1.01806476592341389e-7,
-                                 7.07257041281442351e-9, 4.07807192958833667e-10};
+  static constexpr double c[] = {1.0,
+                                 0.693147180559945697,
+                                 0.24022650695910098,
+                                 0.0555041086647903946,
+                                 0.00961812910760700238,
+                                 0.00133335581534399647,
+                                 0.000154035304415721303,
+                                 1.52527273851938682e-5,
+                                 1.32154426753298221e-6,
+                                 1.01806476592341389e-7,
+                                 7.07257041281442351e-9,
+                                 4.07807192958833667e-10};
   return times_exp2<double>(polynomial<double>(fraction<double>(x), c), x);
 }
 

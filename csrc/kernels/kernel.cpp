@@ -4,6 +4,7 @@
 // statics with constructors, exceptions or allocation: an inline function shared with another instruction set's copy
 // could be the one that the linker keeps for everybody.
 #include "channels.h"
+#include "rotary.h"
 #include "rows.h"
 
 namespace gqa {
@@ -27,11 +28,13 @@ template <class T, class Loop> void attend_with(const Attention& a, const Task& 
     });
 
   // Each split's states are merged into the task's, one split after another: always the same order and arithmetic.
-  const States<T> total = States<T>::at(
-      task.partial ? task.partial : scratch.take<char>(States<T>::bytes(shape.rows, a.v_head_dim)), shape.rows, a.v_head_dim);
+  const States<T> total =
+      States<T>::at(task.partial ? task.partial : scratch.take<char>(States<T>::bytes(shape.rows, a.v_head_dim)),
+                    shape.rows, a.v_head_dim);
   total.clear(shape.rows);
   for (int64_t split = task.split_begin; split < task.split_end; split++) {
-    const int64_t begin = most(keys.begin, split * task.split_keys), end = least(keys.end, (split + 1) * task.split_keys);
+    const int64_t begin = most(keys.begin, split * task.split_keys),
+                  end = least(keys.end, (split + 1) * task.split_keys);
     if (begin >= end) continue;
     loop.run(a, task, begin, end, [&](int64_t first, int64_t rows, const States<T>& states) {
       total.from(first - task.row_begin).merge(states, rows);
@@ -45,7 +48,9 @@ template <class T> void attend(const Attention& a, const Task& task, void* works
   else attend_with<T, ChannelsInLanes<T>>(a, task, workspace);
 }
 
-template <class T> size_t partial_bytes(const TaskShape& shape) { return States<T>::bytes(shape.rows, shape.v_head_dim); }
+template <class T> size_t partial_bytes(const TaskShape& shape) {
+  return States<T>::bytes(shape.rows, shape.v_head_dim);
+}
 
 template <class T> size_t workspace_bytes(const TaskShape& shape) {
   Scratch scratch(nullptr);
@@ -60,11 +65,14 @@ template <class T> void merge(const Attention& a, const Task& task, size_t strid
   const States<T> total = States<T>::at(workspace, rows, a.v_head_dim);
   total.clear(rows);
   for (int64_t split = task.split_begin; split < task.split_end; split++)
-    total.merge(States<T>::at(static_cast<char*>(task.partial) + size_t(split - task.split_begin) * stride, rows, a.v_head_dim), rows);
+    total.merge(
+        States<T>::at(static_cast<char*>(task.partial) + size_t(split - task.split_begin) * stride, rows, a.v_head_dim),
+        rows);
   write_output(a, task, task.row_begin, rows, total);
 }
 
-template <class T> constexpr KernelsOf kernels_of = {tile_lanes<T>, workspace_bytes<T>, partial_bytes<T>, attend<T>, merge<T>};
+template <class T>
+constexpr KernelsOf kernels_of = {tile_lanes<T>, workspace_bytes<T>, partial_bytes<T>, attend<T>, merge<T>, rotate<T>};
 
 }  // namespace
 

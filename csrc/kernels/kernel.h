@@ -29,8 +29,10 @@ struct KernelsOf {
   size_t (*workspace_bytes)(const TaskShape&);
   size_t (*partial_bytes)(const TaskShape&);
   void (*attend)(const Attention&, const Task&, void* workspace);
-  // Merges the states of splits [split_begin, split_end), stored at `partial` every `stride` bytes, and writes the output.
+  // Merges the states of splits [split_begin, split_end), stored at `partial` every `stride` bytes, and writes the
+  // output.
   void (*merge)(const Attention&, const Task&, size_t stride, void* workspace);
+  void (*rotate)(const Rotary&);
 };
 
 struct Kernels {

@@ -9,7 +9,7 @@ namespace gqa {
 namespace GQA_ISA {
 namespace {
 
-constexpr int rows_block = 96;      // keys of a block when rows are in the lanes: a multiple of every tile height
+constexpr int rows_block = 96;       // keys of a block when rows are in the lanes: a multiple of every tile height
 constexpr int channels_block = 256;  // keys of a block when channels are in the lanes
 
 template <class T> constexpr DType type_of = sizeof(T) == 8 ? DType::f64 : DType::f32;

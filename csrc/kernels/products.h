@@ -1,7 +1,8 @@
 // products.h: the two products of attention with channels in the lanes, for a group of R rows that share each load.
 //
-// Rows of K and V are read where they lie and widened in registers. The keys of a block are taken as several streams, far
-// apart, advancing together: memory serves a few sequential streams faster than one, and a step has more independent sums.
+// Rows of K and V are read where they lie and widened in registers. The keys of a block are taken as several streams,
+// far apart, advancing together: memory serves a few sequential streams faster than one, and a step has more
+// independent sums.
 #pragma once
 
 #include "shuffle.h"
@@ -18,7 +19,8 @@ template <int count> struct Streams {
     for (int i = 0; i <= count; i++) first[i] = i * n / count;
   }
   // The row of each stream in step t; `zeros` for a stream that has ended.
-  template <class S> GQA_INLINE void rows(const char* const* table, int t, const char* zeros, const S* (&row)[count]) const {
+  template <class S>
+  GQA_INLINE void rows(const char* const* table, int t, const char* zeros, const S* (&row)[count]) const {
 #pragma GCC unroll 16
     for (int i = 0; i < count; i++) {
       const int key = first[i] + t;
@@ -35,7 +37,8 @@ constexpr int steps_ahead = 2;  // rows further on that are prefetched
 template <class T, class S, int R>
 void multiply_keys(const T* q, int64_t stride, int head_dim, const Streams<streams<T, R>>& keys, const char* const* k,
                    const char* zeros, T* s) {
-  constexpr int w = width<T>, count = streams<T, R>, bytes = w * int(sizeof(S)), per_line = bytes < cache_line ? cache_line / bytes : 1;
+  constexpr int w = width<T>, count = streams<T, R>, bytes = w * int(sizeof(S)),
+                per_line = bytes < cache_line ? cache_line / bytes : 1;
   for (int t = 0; t < keys.steps; t++, s += w) {
     const S *row[count], *next[count];
     keys.rows(k, t, zeros, row);
@@ -69,7 +72,8 @@ void multiply_keys(const T* q, int64_t stride, int head_dim, const Streams<strea
 template <class T, class S, int R>
 void add_values(T* o, int64_t stride, int channels, const Streams<streams<T, R>>& keys, const char* const* v,
                 const char* zeros, const T* p) {
-  constexpr int w = width<T>, count = streams<T, R>, bytes = w * int(sizeof(S)), per_line = bytes < cache_line ? cache_line / bytes : 1;
+  constexpr int w = width<T>, count = streams<T, R>, bytes = w * int(sizeof(S)),
+                per_line = bytes < cache_line ? cache_line / bytes : 1;
   for (int t = 0; t < keys.steps; t++, p += w) {
     const S *row[count], *next[count];
     keys.rows(v, t, zeros, row);
@@ -113,7 +117,8 @@ void add_values_selecting(T* o, int64_t stride, int channels, const Streams<stre
       if (p[i] == 0) continue;
       T* to = o + i % R * stride;
       for (int c = 0; c < channels; c += w) {
-        const Vec<T> x = channels - c >= w ? load_as<T, S>(row[i / R] + c) : load_as<T, S>(row[i / R] + c, channels - c);
+        const Vec<T> x =
+            channels - c >= w ? load_as<T, S>(row[i / R] + c) : load_as<T, S>(row[i / R] + c, channels - c);
         store(to + c, load(to + c) + x * p[i]);
       }
     }

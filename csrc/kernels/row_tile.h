@@ -22,8 +22,8 @@ template <class T> struct PanelBlock {
 
 // tile_lanes rows of Q and their state.
 template <class T> struct RowTile {
-  T *q, *o;  // [head_dim][lanes] scaled, [v_head_dim][lanes]; o is undefined until `started`
-  T *m, *l;  // [lanes]
+  T *q, *o;       // [head_dim][lanes] scaled, [v_head_dim][lanes]; o is undefined until `started`
+  T *m, *l;       // [lanes]
   int64_t first;  // the row in lane 0
   int rows;       // lanes in use
   bool started;
@@ -35,9 +35,14 @@ template <class T> class RowTileLoop {
 
   // s and bias: scratch of score_rows * lanes each.
   RowTileLoop(const Attention& a, const Task& task, T* s, T* bias)
-      : a_(a), sequence_(*task.sequence), group_(a.query_heads / a.kv_heads),
-        first_head_(task.kv_head * group_), head_dim_(int(a.head_dim)), v_head_dim_(int(a.v_head_dim)),
-        s_(s), bias_(bias) {}
+      : a_(a),
+        sequence_(*task.sequence),
+        group_(a.query_heads / a.kv_heads),
+        first_head_(task.kv_head * group_),
+        head_dim_(int(a.head_dim)),
+        v_head_dim_(int(a.v_head_dim)),
+        s_(s),
+        bias_(bias) {}
 
   // Q^T, scaled; rows past the last are 0.
   void begin(RowTile<T>& tile) const {
@@ -112,24 +117,28 @@ template <class T> class RowTileLoop {
   }
 
   // S^T of keys [from, to), and the largest score of each lane among whole panels.
-  template <int N> void multiply_keys(const RowTile<T>& tile, const PanelBlock<T>& block, int from, int to,
-                                      Vec<T> (&top)[N]) const {
+  template <int N>
+  void multiply_keys(const RowTile<T>& tile, const PanelBlock<T>& block, int from, int to, Vec<T> (&top)[N]) const {
     for (int v = 0; v < N; v++) top[v] = splat(-infinity<T>);
     if (block.k_packed) {
       for (int key = from; key < to; key += tile_height) {
         const T* panel = block.k + key / tile_height * head_dim_ * panel_width<T>;
-        keys_tile<tile_height>(tile, [=](int k, int i) { return panel[k * panel_width<T> + i]; }, s_ + (key - from) * lanes, top);
+        keys_tile<tile_height>(
+            tile, [=](int k, int i) { return panel[k * panel_width<T> + i]; }, s_ + (key - from) * lanes, top);
       }
     } else {
       constexpr int height = 6;
       for (int key = from; key < to; key += height) {
         const T* rows[height];
-        for (int i = 0; i < height; i++) rows[i] = reinterpret_cast<const T*>(block.keys.k[least(key + i, block.keys.count - 1)]);
-        keys_tile<height>(tile, [&](int k, int i) { return read<T>(rows[i] + k); }, s_ + (key - from) * lanes, top);
+        for (int i = 0; i < height; i++)
+          rows[i] = reinterpret_cast<const T*>(block.keys.k[least(key + i, block.keys.count - 1)]);
+        keys_tile<height>(
+            tile, [&](int k, int i) { return read<T>(rows[i] + k); }, s_ + (key - from) * lanes, top);
       }
     }
   }
-  template <int M, int N, class A> GQA_INLINE void keys_tile(const RowTile<T>& tile, A a, T* s, Vec<T> (&top)[N]) const {
+  template <int M, int N, class A>
+  GQA_INLINE void keys_tile(const RowTile<T>& tile, A a, T* s, Vec<T> (&top)[N]) const {
     Tile<T, M, N> sum = {};
     multiply(sum, a, tile.q, head_dim_);
     each<M, N>([&](int i, int v) {
@@ -145,11 +154,13 @@ template <class T> class RowTileLoop {
     cover(v_head_dim_, [&](auto height, int c) {
       constexpr int M = height.value;
       if (block.v_packed) {
-        values_tile<M, N, select>(tile, [=](int k, int i) { return panel[k * panel_width<T> + i]; }, c, n, alpha);
+        values_tile<M, N, select>(
+            tile, [=](int k, int i) { return panel[k * panel_width<T> + i]; }, c, n, alpha);
         panel += rows_block * panel_width<T>;
       } else {
         const char* const* rows = block.keys.v + from;
-        values_tile<M, N, select>(tile, [=](int k, int i) { return read<T>(rows[k] + (c + i) * sizeof(T)); }, c, n, alpha);
+        values_tile<M, N, select>(
+            tile, [=](int k, int i) { return read<T>(rows[k] + (c + i) * sizeof(T)); }, c, n, alpha);
       }
     });
   }

@@ -21,8 +21,12 @@ template <class T, class Map> GQA_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b) {
 }
 
 // Lanes with bit h clear and those with bit h set change places across the pair (a, b): a 2 x 2 transpose of blocks.
-template <int w, int h> struct LowHalves { static constexpr int at(int l) { return l & h ? w + (l ^ h) : l; } };
-template <int w, int h> struct HighHalves { static constexpr int at(int l) { return l & h ? w + l : l ^ h; } };
+template <int w, int h> struct LowHalves {
+  static constexpr int at(int l) { return l & h ? w + (l ^ h) : l; }
+};
+template <int w, int h> struct HighHalves {
+  static constexpr int at(int l) { return l & h ? w + l : l ^ h; }
+};
 
 // x[i] lane l <-> x[l] lane i.
 template <class T, int h = width<T> / 2> GQA_INLINE void transpose(Vec<T> (&x)[width<T>]) {
@@ -49,7 +53,9 @@ template <class T, int h = width<T> / 2> GQA_INLINE Vec<T> sums(Vec<T> (&x)[2 * 
 }
 
 // The sum, or the maximum, over the lanes that agree with each lane modulo `period`, a power of two.
-template <int w, int h> struct Swapped { static constexpr int at(int l) { return l ^ h; } };
+template <int w, int h> struct Swapped {
+  static constexpr int at(int l) { return l ^ h; }
+};
 template <class T, int period, class F, int h = width<T> / 2> GQA_INLINE Vec<T> fold(Vec<T> x, F f) {
   if constexpr (h >= period) return fold<T, period, F, h / 2>(f(x, shuffle<T, Swapped<width<T>, h>>(x, x)), f);
   else return x;

@@ -1,6 +1,7 @@
 // softmax.h: the online softmax over a block of scores, lane by lane.
 //
-// Scores lie as s[step][lane]. A lane belongs to one row of Q; all logits are in base 2. Reference: Milakov and Gimelshein 2018, arXiv:1805.02867.
+// Scores lie as s[step][lane]. A lane belongs to one row of Q; all logits are in base 2. Reference: Milakov and
+// Gimelshein 2018, arXiv:1805.02867.
 #pragma once
 
 #include "exp2.h"

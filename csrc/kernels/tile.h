@@ -1,5 +1,5 @@
-// tile.h: the register-tile product, sum over k of a(k, i) * b[k][:], for a few broadcast scalars i and the vectors of b.
-// One tile serves Q.K (i = key, k = channel, lanes of Q^T) and P.V (i = channel, k = key, lanes of P^T).
+// tile.h: the register-tile product, sum over k of a(k, i) * b[k][:], for a few broadcast scalars i and the vectors of
+// b. One tile serves Q.K (i = key, k = channel, lanes of Q^T) and P.V (i = channel, k = key, lanes of P^T).
 #pragma once
 
 #include "vec.h"
@@ -10,11 +10,9 @@ namespace {
 
 constexpr int tile_height = registers == 32 ? 12 : 6;  // scalars i of a full tile
 constexpr int tile_vectors = 2;
-template <class T> constexpr int tile_lanes = tile_vectors * width<T>;  // rows of Q; also the row stride of b
+template <class T> constexpr int tile_lanes = tile_vectors* width<T>;  // rows of Q; also the row stride of b
 
-template <class T, int M, int N> struct Tile {
-  Vec<T> at[M][N];
-};
+template <class T, int M, int N> struct Tile { Vec<T> at[M][N]; };
 
 // GCC keeps the tile in registers only where every loop over it is unrolled by pragma.
 template <int M, int N, class F> GQA_INLINE void each(F f) {

@@ -35,9 +35,7 @@ constexpr int vector_bytes = 16, registers = 16;
 
 template <class T> constexpr int width = vector_bytes / int(sizeof(T));  // lanes of one vector
 
-template <class T> struct VecOf {
-  typedef T type __attribute__((vector_size(vector_bytes)));
-};
+template <class T> struct VecOf { typedef T type __attribute__((vector_size(vector_bytes))); };
 template <class T> using Vec = typename VecOf<T>::type;
 
 template <int bytes> struct IntOf;
@@ -45,8 +43,12 @@ template <> struct IntOf<4> { using type = int32_t; };
 template <> struct IntOf<8> { using type = int64_t; };
 template <class T> using Int = typename IntOf<sizeof(T)>::type;  // the integer as wide as T
 
-struct f16 { uint16_t bits; };  // storage types: widened on load, rounded once on store
-struct bf16 { uint16_t bits; };
+struct f16 {
+  uint16_t bits;
+};  // storage types: widened on load, rounded once on store
+struct bf16 {
+  uint16_t bits;
+};
 
 template <class To, class From> GQA_INLINE To bits(From x) {
   static_assert(sizeof(To) == sizeof(From), "a change of type, not of size");
@@ -65,7 +67,9 @@ template <class T> GQA_INLINE T read(const void* p) {
 template <class T> GQA_INLINE void write(void* p, T x) { memcpy(p, &x, sizeof x); }
 template <class T> GQA_INLINE Vec<T> load(const T* p) { return read<Vec<T>>(p); }
 template <class T> GQA_INLINE void store(T* p, Vec<T> v) { write(p, v); }
-template <class T> GQA_INLINE Vec<T> splat(T x) { return x - Vec<T>{}; }  // x + 0 would turn -0 into 0, so it costs an add
+template <class T> GQA_INLINE Vec<T> splat(T x) {
+  return x - Vec<T>{};
+}  // x + 0 would turn -0 into 0, so it costs an add
 
 GQA_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
@@ -94,12 +98,16 @@ template <> GQA_INLINE bf16 round_to<bf16>(float x) {
 template <> GQA_INLINE f16 round_to<f16>(float x) {
   const uint32_t u = bits<uint32_t>(x), sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffff;
   uint32_t h;
-  if (magnitude > 0x7f800000) h = 0x7e00 | (magnitude >> 13 & 0x3ff);                        // NaN
-  else if (magnitude >= 0x47800000) h = 0x7c00;                                              // beyond f16: infinity
+  if (magnitude > 0x7f800000) h = 0x7e00 | (magnitude >> 13 & 0x3ff);  // NaN
+  else if (magnitude >= 0x47800000) h = 0x7c00;                        // beyond f16: infinity
   else if (magnitude >= 0x38800000) h = (magnitude + 0xc8000fff + (magnitude >> 13 & 1)) >> 13;
-  else h = bits<uint32_t>(bits<float>(magnitude) + 0.5f) - bits<uint32_t>(0.5f);             // subnormal
+  else h = bits<uint32_t>(bits<float>(magnitude) + 0.5f) - bits<uint32_t>(0.5f);  // subnormal
   return {uint16_t(h | sign)};
 }
+
+// The one rounding from the compute type to a storage type.
+template <class S, class T> GQA_INLINE S narrow(T x) { return round_to<S>(float(x)); }
+template <> GQA_INLINE double narrow<double, double>(double x) { return x; }
 
 // ---- vectors in memory ----------------------------------------------------------------------------------------
 
@@ -121,7 +129,7 @@ template <class T, class S> GQA_INLINE Vec<T> load_as(const S* p, int n) {
 
 // Rounds width<T> elements to type S.
 template <class S, class T> GQA_INLINE void store_as(S* p, Vec<T> v) {
-  for (int l = 0; l < width<T>; l++) write(p + l, round_to<S>(float(v[l])));
+  for (int l = 0; l < width<T>; l++) write(p + l, narrow<S>(T(v[l])));
 }
 template <> GQA_INLINE void store_as<float, float>(float* p, Vec<float> v) { store(p, v); }
 template <> GQA_INLINE void store_as<double, double>(double* p, Vec<double> v) { store(p, v); }
@@ -143,7 +151,9 @@ template <> GQA_INLINE Vec<float> load_as<float, int8_t>(const int8_t* p) {
 template <> GQA_INLINE Vec<float> load_as<float, float>(const float* p, int n) {
   return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
 }
-template <> GQA_INLINE void store_as<f16, float>(f16* p, Vec<float> v) { write(p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+template <> GQA_INLINE void store_as<f16, float>(f16* p, Vec<float> v) {
+  write(p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
 #elif defined(__AVX2__)
 template <> GQA_INLINE Vec<float> load_as<float, f16>(const f16* p) { return _mm256_cvtph_ps(read<__m128i>(p)); }
 template <> GQA_INLINE Vec<float> load_as<float, bf16>(const bf16* p) {
@@ -156,7 +166,9 @@ template <> GQA_INLINE Vec<float> load_as<float, float>(const float* p, int n) {
   static const int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
   return _mm256_maskload_ps(p, read<__m256i>(ones + 8 - n));
 }
-template <> GQA_INLINE void store_as<f16, float>(f16* p, Vec<float> v) { write(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+template <> GQA_INLINE void store_as<f16, float>(f16* p, Vec<float> v) {
+  write(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
 #elif defined(__aarch64__)
 template <> GQA_INLINE Vec<float> load_as<float, f16>(const f16* p) { return vcvt_f32_f16(read<float16x4_t>(p)); }
 template <> GQA_INLINE void store_as<f16, float>(f16* p, Vec<float> v) { write(p, vcvt_f16_f32(v)); }
@@ -181,10 +193,12 @@ template <class V> GQA_INLINE V max(V a, V b) { return a > b ? a : b; }
 // exp2(x) = p * 2^n for x = n + f, n whole, |f| <= 1/2, p a polynomial in f = fraction(x). For x <= 0 only.
 // times_exp2 is 0 where 2^n is subnormal: subnormal weights would cost a factor of 25.
 template <class T> constexpr T round_and_bias = sizeof(T) == 8 ? T(0x1.8p52 + 1023) : T(0x1.8p23 + 127);
-template <class T> GQA_INLINE Vec<T> at_least_lowest(Vec<T> x) { return max(splat(T(sizeof(T) == 8 ? -1023 : -127)), x); }
+template <class T> GQA_INLINE Vec<T> at_least_lowest(Vec<T> x) {
+  return max(splat(T(sizeof(T) == 8 ? -1023 : -127)), x);
+}
 template <class T> GQA_INLINE Vec<T> fraction(Vec<T> x) {
   x = at_least_lowest<T>(x);
-  return x - ((x + round_and_bias<T>) - round_and_bias<T>);
+  return x - ((x + round_and_bias<T>)-round_and_bias<T>);
 }
 template <class T> GQA_INLINE Vec<T> times_exp2(Vec<T> p, Vec<T> x) {
   // The sum's low bits hold n plus the exponent's bias; shifted up they are the bits of 2^n.

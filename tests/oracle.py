@@ -1,0 +1,71 @@
+"""Attention by its definition, in float64: what every test compares with."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def attention(
+    q, k=None, v=None, *, past_key=None, past_value=None, mask=None, causal=False, query_offset=None, window=None,
+    kv_lengths=None, scale=None, softcap=0.0, sinks=None, layout="bhsd",
+):  # fmt: skip
+    """Returns (out, lse) in float64; the arguments are those of gqa.attention."""
+    batched = q.ndim == 4
+    tensors = [x if x is None else wide(x) for x in (q, k, v, past_key, past_value)]
+    if not batched:
+        tensors = [x if x is None else x[None] for x in tensors]
+    if layout == "bshd":
+        tensors = [x if x is None else x.swapaxes(1, 2) for x in tensors]
+    q, k, v, past_key, past_value = tensors
+    keys = np.concatenate([x for x in (past_key, k) if x is not None], axis=2)
+    values = np.concatenate([x for x in (past_value, v) if x is not None], axis=2)
+    batch, heads, queries, head_dim = q.shape
+    group, total = heads // keys.shape[1], keys.shape[2]
+
+    lengths = np.full(batch, total) if kv_lengths is None else np.atleast_1d(np.asarray(kv_lengths))
+    offsets = lengths - queries if query_offset is None else np.broadcast_to(query_offset, batch)
+    position = offsets[:, None] + np.arange(queries)
+    j = np.arange(total)
+    allowed = np.broadcast_to((j < lengths[:, None])[:, None], (batch, queries, total)).copy()
+    left, right = window or (None, None)
+    if causal:
+        right = 0
+    if left is not None:
+        allowed &= j >= position[..., None] - left
+    if right is not None:
+        allowed &= j <= position[..., None] + right
+
+    scale = 1 / np.sqrt(max(head_dim, 1)) if scale is None else scale
+    with np.errstate(all="ignore"):
+        scores = np.einsum("bhid,bhjd->bhij", q, np.repeat(keys, group, 1)) * scale
+        if softcap > 0:
+            scores = softcap * np.tanh(scores / softcap)
+        allowed = np.broadcast_to(allowed[:, None], scores.shape)
+        if mask is not None:
+            bias = np.where(mask, 0.0, -np.inf) if mask.dtype == bool else wide(mask)
+            bias = np.broadcast_to(bias if batched or bias.ndim < 3 else bias[None], scores.shape)
+            allowed = allowed & (bias != -np.inf)
+            scores = scores + bias
+        scores = np.where(allowed, scores, -np.inf)
+        sink = np.full(heads, -np.inf) if sinks is None else wide(sinks)
+        sink = np.broadcast_to(sink[:, None], scores.shape[:3])
+        top = np.maximum(scores.max(-1, initial=-np.inf), sink)
+        top = np.where(np.isneginf(top), 0.0, top)
+        weights = np.exp(scores - top[..., None])
+        total_weight = weights.sum(-1) + np.exp(sink - top)
+        lse = top + np.log(total_weight)
+        weights /= np.where(total_weight == 0, 1, total_weight)[..., None]
+        # Masked keys are left out, not multiplied by 0: what they hold must not matter.
+        values = np.repeat(values, group, 1)
+        out = np.zeros((*scores.shape[:3], values.shape[3]))
+        for b, h, i in np.ndindex(*scores.shape[:3]):
+            seen = allowed[b, h, i]
+            out[b, h, i] = weights[b, h, i][seen] @ values[b, h][seen]
+    if layout == "bshd":
+        out, lse = out.swapaxes(1, 2), lse.swapaxes(1, 2)
+    return (out, lse) if batched else (out[0], lse[0])
+
+
+def wide(x):
+    """`x` as float64, with quantised arrays dequantised."""
+    return x.dequantize().astype(np.float64) if hasattr(x, "dequantize") else np.asarray(x).astype(np.float64)
