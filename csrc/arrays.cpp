@@ -22,26 +22,22 @@ bool is_bfloat16(const py::dtype& type) {
   return true;
 }
 
-std::string dtype_text(const py::array& array) { return py::str(array.dtype()).cast<std::string>(); }
-
-DType type_among(const py::array& array, const char* name, bool int8, bool boolean, const char* expected) {
+DType type_of(const py::array& array) {
   const py::dtype type = array.dtype();
-  if (type.byteorder() != '>') {
-    switch (type.num()) {
-      case num_float32: return DType::f32;
-      case num_float64: return DType::f64;
-      case num_float16: return DType::f16;
-      case num_int8:
-        if (int8) return DType::i8;
-        break;
-      case num_bool:
-        if (boolean) return DType::boolean;
-        break;
-      default:
-        if (is_bfloat16(type)) return DType::bf16;
-    }
+  if (type.byteorder() == '>') return DType::none;
+  switch (type.num()) {
+    case num_float32: return DType::f32;
+    case num_float64: return DType::f64;
+    case num_float16: return DType::f16;
+    case num_int8: return DType::i8;
+    case num_bool: return DType::boolean;
+    default: return is_bfloat16(type) ? DType::bf16 : DType::none;
   }
-  throw py::type_error(std::string(name) + " has dtype " + dtype_text(array) + ", expected " + expected);
+}
+
+[[noreturn]] void wrong_type(const py::array& array, const char* name, const char* expected) {
+  throw py::type_error(std::string(name) + " has dtype " + py::str(array.dtype()).cast<std::string>() + ", expected " +
+                       expected);
 }
 
 // First and last byte, end exclusive, of the memory that an array spans.
@@ -67,13 +63,21 @@ py::array as_array(py::handle object, const char* name, int ndim) {
 }
 
 DType float_type(const py::array& array, const char* name) {
-  return type_among(array, name, false, false, "float32, float64, float16 or bfloat16");
+  const DType type = type_of(array);
+  if (type == DType::none || type == DType::i8 || type == DType::boolean)
+    wrong_type(array, name, "float32, float64, float16 or bfloat16");
+  return type;
 }
-DType cache_type(const py::array& array, const char* name) {
-  return type_among(array, name, true, false, "float32, float64, float16, bfloat16 or int8");
+
+DType quantized_type(const py::array& array, const char* name) {
+  if (type_of(array) != DType::i8) wrong_type(array, name, "int8 where it has scales");
+  return DType::i8;
 }
+
 DType mask_type(const py::array& array, const char* name) {
-  return type_among(array, name, false, true, "bool or a float type");
+  const DType type = type_of(array);
+  if (type == DType::none || type == DType::i8) wrong_type(array, name, "bool, float32, float64, float16 or bfloat16");
+  return type;
 }
 
 Strides strides_of(const py::array& array, Layout layout) {
@@ -108,10 +112,12 @@ bool spans_overlap(const py::array& a, const py::array& b) {
 }
 
 int64_t as_int(py::handle object, const char* name) {
-  if (!PyLong_Check(object.ptr()) || PyBool_Check(object.ptr()))
+  if (PyBool_Check(object.ptr()) || !PyIndex_Check(object.ptr()))
     throw py::type_error(std::string(name) + " must be an integer");
+  const py::object number = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
+  if (!number) throw py::error_already_set();
   int overflow = 0;
-  const int64_t value = PyLong_AsLongLongAndOverflow(object.ptr(), &overflow);
+  const int64_t value = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
   if (overflow) return overflow > 0 ? unbounded : -unbounded;
   return std::clamp(value, -unbounded, unbounded);
 }
@@ -122,9 +128,11 @@ bool as_bool(py::handle object, const char* name) {
 }
 
 double as_float(py::handle object, const char* name) {
-  if (PyFloat_Check(object.ptr())) return PyFloat_AS_DOUBLE(object.ptr());
-  if (PyLong_Check(object.ptr())) return double(as_int(object, name));
-  throw py::type_error(std::string(name) + " must be a float");
+  if (!PyFloat_Check(object.ptr()) && !PyLong_Check(object.ptr()))
+    throw py::type_error(std::string(name) + " must be a float");
+  const double value = PyFloat_AsDouble(object.ptr());
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return value;
 }
 
 std::string shape_text(const py::array& array) {

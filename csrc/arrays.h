@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <cstring>
 #include <string>
 
 #include "attention.h"
@@ -21,9 +22,9 @@ constexpr Layout bhsd{1, 2}, bshd{2, 1};
 // `object` as an array of `ndim` axes; TypeError or ValueError otherwise.
 py::array as_array(py::handle object, const char* name, int ndim);
 
-// TypeError unless the array holds floats of native byte order (or int8, or booleans, where allowed).
+// TypeError unless the array holds floats; int8; floats or booleans; in native byte order.
 DType float_type(const py::array& array, const char* name);
-DType cache_type(const py::array& array, const char* name);
+DType quantized_type(const py::array& array, const char* name);
 DType mask_type(const py::array& array, const char* name);
 
 Strides strides_of(const py::array& array, Layout layout);
@@ -43,5 +44,12 @@ bool as_bool(py::handle object, const char* name);
 double as_float(py::handle object, const char* name);
 
 std::string shape_text(const py::array& array);
+
+// The element at an address that may not be aligned.
+template <class T> T element(const char* p) {
+  T x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
 
 }  // namespace gqa

@@ -9,7 +9,7 @@
 
 namespace gqa {
 
-enum class DType : uint8_t { f32, f64, f16, bf16, i8, boolean };
+enum class DType : uint8_t { f32, f64, f16, bf16, i8, boolean, none };
 
 struct Strides {
   int64_t batch, head, token;
@@ -78,8 +78,8 @@ struct Rotary {
   const char* x;
   char* out;
   Strides x_strides, out_strides;
-  DType type;             // of x and out; channels are contiguous
-  const void *cos, *sin;  // [batch][tokens][rotary_dim / 2], double for f64 and float for the other types
+  DType type;                  // of x and out; channels are contiguous
+  const void *cos, *sin;       // [batch][tokens][rotary_dim / 2], double for f64 and float for the other types
   int64_t table_batch_stride;  // in elements; 0 where all batch entries share the tables
   int64_t batch, heads, tokens, head_dim, rotary_dim;
   bool interleaved;  // pairs (2c, 2c + 1) rather than (c, c + rotary_dim / 2)

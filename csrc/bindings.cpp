@@ -1,6 +1,8 @@
 // bindings.cpp: the extension module gqa._core.
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "call.h"
 #include "dispatch.h"
 #include "threads.h"
@@ -15,53 +17,56 @@ Layout layout_named(py::handle name) {
   throw py::value_error("layout must be 'bhsd' or 'bshd'");
 }
 
-// A whole number for each batch entry: None (`otherwise`), one for all, or an int64 array (batch,).
+// A whole number for each batch entry: None, one for all, or an array (batch,) of int32 or int64.
 class PerBatch {
  public:
-  PerBatch(py::handle object, const char* name, int64_t batch) {
-    if (object.is_none()) return;
-    given_ = true;
-    if (PyLong_Check(object.ptr())) {
+  PerBatch(py::handle object, const char* name, int64_t batch) : given_(!object.is_none()) {
+    if (!given_) return;
+    if (!py::isinstance<py::array>(object)) {
       one_ = as_int(object, name);
       return;
     }
     array_ = as_array(object, name, 1);
-    if (!array_.dtype().equal(py::dtype::of<int64_t>())) throw py::type_error(std::string(name) + " must be int64");
-    if (array_.shape(0) != batch)
+    const py::dtype type = array_->dtype();
+    wide_ = type.equal(py::dtype::of<int64_t>());
+    if (!wide_ && !type.equal(py::dtype::of<int32_t>()))
+      throw py::type_error(std::string(name) + " must be int32 or int64");
+    if (array_->shape(0) != batch)
       throw py::value_error(std::string(name) + " must have one value for each batch entry");
   }
   bool given() const { return given_; }
+  bool is_array() const { return array_.has_value(); }
   int64_t at(int64_t b) const {
     if (!array_) return one_;
-    int64_t value;
-    std::memcpy(&value, static_cast<const char*>(array_.data()) + b * array_.strides(0), sizeof value);
-    return value;
+    const char* p = static_cast<const char*>(array_->data()) + b * array_->strides(0);
+    return wide_ ? element<int64_t>(p) : element<int32_t>(p);
   }
 
  private:
-  bool given_ = false;
+  const bool given_;
+  bool wide_ = true;
   int64_t one_ = 0;
-  py::array array_{py::reinterpret_steal<py::array>(py::handle())};
+  std::optional<py::array> array_;
 };
 
-// The arguments of gqa.attention, four axes everywhere; k_scale to past_value_scale belong to int8 arrays.
+// The arguments of gqa.attention, four axes everywhere.
 py::object attention(py::handle q, py::handle k, py::handle v, py::handle past_key, py::handle past_value,
                      py::handle mask, py::handle causal, py::handle query_offset, py::handle window,
                      py::handle kv_lengths, py::handle scale, py::handle softcap, py::handle sinks, py::handle layout,
-                     py::handle out, py::handle return_lse, py::handle num_threads, py::handle k_scale,
-                     py::handle v_scale, py::handle past_key_scale, py::handle past_value_scale) {
+                     py::handle out, py::handle return_lse, py::handle num_threads) {
   Call call(q, layout_named(layout));
   const int64_t batch = call.batch(), queries = call.queries();
   const bool has_past = !past_key.is_none() || !past_value.is_none(), has_new = !k.is_none() || !v.is_none();
   if (!has_past && !has_new) throw py::value_error("k and v, or past_key and past_value, must be given");
-  const int64_t past = has_past ? call.add_store(past_key, past_value, past_key_scale, past_value_scale) : 0,
-                fresh = has_new ? call.add_store(k, v, k_scale, v_scale) : 0, keys = past + fresh;
+  const int64_t past = has_past ? call.add_store(past_key, past_value) : 0, fresh = has_new ? call.add_store(k, v) : 0,
+                keys = past + fresh;
   call.require_batch(batch);
   call.set_mask(mask, batch, queries, keys);
   call.set_positions(causal, window);
   call.set_scores(scale, softcap, sinks);
 
   const PerBatch lengths(kv_lengths, "kv_lengths", batch), offsets(query_offset, "query_offset", batch);
+  if (lengths.given() && !lengths.is_array()) throw py::type_error("kv_lengths must be an array");
   for (int64_t b = 0; b < batch; b++) {
     const int64_t length = lengths.given() ? lengths.at(b) : keys;
     if (length < 0 || length > keys)
@@ -83,8 +88,10 @@ py::object attention(py::handle q, py::handle k, py::handle v, py::handle past_k
 class Table {
  public:
   Table(py::handle object, const char* name, int columns) : array_(as_array(object, name, 2)), columns_(columns) {
-    if (!array_.dtype().equal(py::dtype::of<int64_t>()) || array_.shape(1) != columns || !(array_.flags() & py::array::c_style))
-      throw py::value_error(std::string(name) + " must be C-contiguous int64 of " + std::to_string(columns) + " columns");
+    if (!array_.dtype().equal(py::dtype::of<int64_t>()) || array_.shape(1) != columns ||
+        !(array_.flags() & py::array::c_style))
+      throw py::value_error(std::string(name) + " must be C-contiguous int64 of " + std::to_string(columns) +
+                            " columns");
   }
   int64_t rows() const { return array_.shape(0); }
   const int64_t* row(int64_t i) const { return static_cast<const int64_t*>(array_.data()) + i * columns_; }
@@ -95,7 +102,7 @@ class Table {
 };
 
 // Attention of sequences that lie anywhere in q and whose keys are any runs of any stores.
-// stores: tuples (k, v, k_scale, v_scale), four axes each (scales three, or None), in `layout`.
+// stores: tuples (k, v), four axes each, in `layout`.
 // sequences: rows of batch, token, queries, padding, offset, keys, mask batch, mask key, number of runs.
 // runs: rows of store, batch, token, count; those of the first sequence, then those of the second, and so on.
 // mask_shape: batch, queries and keys that the mask broadcasts to, next to the heads of q.
@@ -106,9 +113,9 @@ py::object attend_sequences(py::handle q, const py::list& stores, py::handle seq
   Call call(q, layout_named(layout));
   if (stores.empty()) throw py::value_error("there must be a store");
   for (py::handle store : stores) {
-    if (!PyTuple_Check(store.ptr()) || PyTuple_GET_SIZE(store.ptr()) != 4) throw py::type_error("a store is a tuple of 4");
-    const auto part = [&](int i) { return py::handle(PyTuple_GET_ITEM(store.ptr(), i)); };
-    call.add_store(part(0), part(1), part(2), part(3));
+    if (!PyTuple_Check(store.ptr()) || PyTuple_GET_SIZE(store.ptr()) != 2)
+      throw py::type_error("a store is a tuple (k, v)");
+    call.add_store(PyTuple_GET_ITEM(store.ptr(), 0), PyTuple_GET_ITEM(store.ptr(), 1));
   }
   call.set_mask(mask, mask_shape[0], mask_shape[1], mask_shape[2]);
   call.set_positions(causal, window);
@@ -139,7 +146,8 @@ py::object attend_sequences(py::handle q, const py::list& stores, py::handle seq
 py::object rotary(py::handle x_object, py::handle cos_object, py::handle sin_object, py::handle interleaved,
                   py::handle layout_name) {
   const Layout layout = layout_named(layout_name);
-  const py::array x = as_array(x_object, "x", 4), cos = as_array(cos_object, "cos", 3), sin = as_array(sin_object, "sin", 3);
+  const py::array x = as_array(x_object, "x", 4), cos = as_array(cos_object, "cos", 3),
+                  sin = as_array(sin_object, "sin", 3);
   Rotary r{};
   r.type = float_type(x, "x");
   require_contiguous_channels(x, "x");
@@ -147,7 +155,8 @@ py::object rotary(py::handle x_object, py::handle cos_object, py::handle sin_obj
   const py::dtype table = r.type == DType::f64 ? py::dtype::of<double>() : py::dtype::of<float>();
   for (const py::array& t : {cos, sin})
     if (!t.dtype().equal(table) || !(t.flags() & py::array::c_style) || (t.shape(0) != 1 && t.shape(0) != r.batch) ||
-        t.shape(1) != r.tokens || 2 * t.shape(2) > r.head_dim || t.shape(0) != cos.shape(0) || t.shape(2) != cos.shape(2))
+        t.shape(1) != r.tokens || 2 * t.shape(2) > r.head_dim || t.shape(0) != cos.shape(0) ||
+        t.shape(2) != cos.shape(2))
       throw py::value_error("cos and sin do not fit x");
   r.rotary_dim = 2 * cos.shape(2);
   r.cos = cos.data(), r.sin = sin.data();

@@ -31,54 +31,53 @@ Call::Call(py::handle q, Layout layout) : layout_(layout), q_(as_array(q, "q", 4
   if (a_.head_dim > most_channels) mismatch("q", q_, "a head_dim of at most " + to_string(most_channels));
 }
 
-int64_t Call::add_store(py::handle k_object, py::handle v_object, py::handle k_scale, py::handle v_scale) {
-  const py::array k = as_array(k_object, "k", 4), v = as_array(v_object, "v", 4);
-  require_contiguous_channels(k, "k");
-  require_contiguous_channels(v, "v");
-  const int64_t tokens = k.shape(layout_.token), heads = k.shape(layout_.head);
+// One of a store's arrays, and the scales of its rows if it is quantised.
+struct Call::Tensor {
+  py::array array;
+  DType type;
+  const char *data, *scale = nullptr;
+  Strides strides, scale_strides{};
+};
+
+Call::Tensor Call::tensor(py::handle object, const char* name) {
+  const bool quantized = !py::isinstance<py::array>(object) && py::hasattr(object, "scale");
+  Tensor t;
+  t.array = as_array(quantized ? object.attr("data") : py::reinterpret_borrow<py::object>(object), name, 4);
+  t.type = quantized ? quantized_type(t.array, name) : float_type(t.array, name);
+  t.data = static_cast<const char*>(t.array.data());
+  t.strides = strides_of(t.array, layout_);
+  require_contiguous_channels(t.array, name);
+  inputs_.push_back(t.array);
+  if (quantized) {
+    const py::array scale = as_array(object.attr("scale"), name, 3);
+    if (float_type(scale, name) != DType::f32) throw py::type_error(std::string(name) + " must have scales of float32");
+    if (!std::equal(scale.shape(), scale.shape() + 3, t.array.shape()))
+      mismatch(name, t.array, "that of its scales and a last axis, not scales of " + shape_text(scale));
+    t.scale = static_cast<const char*>(scale.data());
+    t.scale_strides = strides_of(scale, layout_);
+    inputs_.push_back(scale);
+  }
+  return t;
+}
+
+int64_t Call::add_store(py::handle k_object, py::handle v_object) {
+  const Tensor k = tensor(k_object, "k"), v = tensor(v_object, "v");
+  const int64_t tokens = k.array.shape(layout_.token), heads = k.array.shape(layout_.head);
   if (stores_.empty()) {
     a_.kv_heads = heads;
-    a_.v_head_dim = v.shape(3);
+    a_.v_head_dim = v.array.shape(3);
     if (heads == 0 || a_.query_heads % heads != 0)
-      mismatch("k", k, "a number of heads that divides the " + to_string(a_.query_heads) + " of q");
-    if (a_.v_head_dim > most_channels) mismatch("v", v, "a head_dim of at most " + to_string(most_channels));
+      mismatch("k", k.array, "a number of heads that divides the " + to_string(a_.query_heads) + " of q");
+    if (a_.v_head_dim > most_channels) mismatch("v", v.array, "a head_dim of at most " + to_string(most_channels));
   }
-  if (heads != a_.kv_heads || k.shape(3) != a_.head_dim)
-    mismatch("k", k, to_string(a_.kv_heads) + " heads of " + to_string(a_.head_dim) + " channels");
-  if (v.shape(0) != k.shape(0) || v.shape(layout_.token) != tokens || v.shape(layout_.head) != heads ||
-      v.shape(3) != a_.v_head_dim)
-    mismatch("v", v, "the batch, heads and tokens of k and " + to_string(a_.v_head_dim) + " channels");
-
-  Store store{};
-  auto scales = [&](const py::array& data, DType type, py::handle object, const char* name,
-                    Strides& strides) -> const char* {
-    if (type != DType::i8) {
-      if (!object.is_none()) throw py::type_error(std::string(name) + " was given for an array that is not int8");
-      return nullptr;
-    }
-    if (object.is_none()) throw py::type_error("an int8 array needs its scales, as gqa.quantize gives them");
-    const py::array scale = as_array(object, name, 3);
-    if (float_type(scale, name) != DType::f32) throw py::type_error(std::string(name) + " must be float32");
-    for (int i = 0; i < 3; i++)
-      if (scale.shape(i) != data.shape(i))
-        mismatch(name, scale, "that of its data " + shape_text(data) + " less the last axis");
-    strides = strides_of(scale, layout_);
-    inputs_.push_back(scale);
-    return static_cast<const char*>(scale.data());
-  };
-  store.k_type = cache_type(k, "k");
-  store.v_type = cache_type(v, "v");
-  store.k = static_cast<const char*>(k.data());
-  store.v = static_cast<const char*>(v.data());
-  store.k_strides = strides_of(k, layout_);
-  store.v_strides = strides_of(v, layout_);
-  store.k_scale = scales(k, store.k_type, k_scale, "k_scale", store.k_scale_strides);
-  store.v_scale = scales(v, store.v_type, v_scale, "v_scale", store.v_scale_strides);
-  a_.in_double |= store.k_type == DType::f64 || store.v_type == DType::f64;
-  stores_.push_back(store);
-  store_shapes_.push_back({k.shape(0), tokens});
-  inputs_.push_back(k);
-  inputs_.push_back(v);
+  if (heads != a_.kv_heads || k.array.shape(3) != a_.head_dim)
+    mismatch("k", k.array, to_string(a_.kv_heads) + " heads of " + to_string(a_.head_dim) + " channels");
+  if (!std::equal(k.array.shape(), k.array.shape() + 3, v.array.shape()) || v.array.shape(3) != a_.v_head_dim)
+    mismatch("v", v.array, "the batch, heads and tokens of k and " + to_string(a_.v_head_dim) + " channels");
+  a_.in_double |= k.type == DType::f64 || v.type == DType::f64;
+  stores_.push_back(
+      {k.data, v.data, k.scale, v.scale, k.strides, v.strides, k.scale_strides, v.scale_strides, k.type, v.type});
+  store_shapes_.push_back({k.array.shape(0), tokens});
   return tokens;
 }
 
@@ -162,10 +161,14 @@ void Call::set_scores(py::handle scale, py::handle softcap, py::handle sinks) {
   if (!(a_.softcap >= 0) || !std::isfinite(a_.softcap)) throw py::value_error("softcap must be 0 or positive");
   if (sinks.is_none()) return;
   const py::array array = as_array(sinks, "sinks", 1);
-  if (float_type(array, "sinks") != DType::f64 || array.shape(0) != a_.query_heads)
-    mismatch("sinks", array, to_string(a_.query_heads) + " float64 values, one for each head of q");
-  for (int64_t h = 0; h < a_.query_heads; h++)
-    sinks_.push_back(*reinterpret_cast<const double*>(static_cast<const char*>(array.data()) + h * array.strides(0)));
+  const DType type = float_type(array, "sinks");
+  if (type != DType::f32 && type != DType::f64) throw py::type_error("sinks must be float32 or float64");
+  if (array.shape(0) != a_.query_heads)
+    mismatch("sinks", array, "one value for each of the " + to_string(a_.query_heads) + " heads of q");
+  for (int64_t h = 0; h < a_.query_heads; h++) {
+    const char* p = static_cast<const char*>(array.data()) + h * array.strides(0);
+    sinks_.push_back(type == DType::f32 ? double(element<float>(p)) : element<double>(p));
+  }
   a_.sinks = sinks_.data();
 }
 

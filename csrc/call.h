@@ -15,9 +15,9 @@ class Call {
   // q: four axes, in `layout`, which is also that of the stores and the output.
   Call(py::handle q, Layout layout);
 
-  // k and v: four axes; k_scale and v_scale: three, or None. The first store fixes kv_heads, head_dim and v_head_dim.
-  // Returns its number of tokens.
-  int64_t add_store(py::handle k, py::handle v, py::handle k_scale, py::handle v_scale);
+  // k and v: four axes each; arrays of floats, or objects with int8 `data` and its `scale`, as gqa.Quantized. The first
+  // store fixes kv_heads, head_dim and v_head_dim. Returns its number of tokens.
+  int64_t add_store(py::handle k, py::handle v);
 
   // ValueError unless the first axis of every store is `batch`.
   void require_batch(int64_t batch) const;
@@ -41,6 +41,8 @@ class Call {
   struct StoreShape {
     int64_t batch, tokens;
   };
+  struct Tensor;
+  Tensor tensor(py::handle object, const char* name);
   void check_inputs_against(const py::array& out) const;
 
   const Layout layout_;

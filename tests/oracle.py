@@ -68,4 +68,6 @@ def attention(
 
 def wide(x):
     """`x` as float64, with quantised arrays dequantised."""
-    return x.dequantize().astype(np.float64) if hasattr(x, "dequantize") else np.asarray(x).astype(np.float64)
+    if hasattr(x, "scale"):
+        return x.data.astype(np.float64) * x.scale.astype(np.float64)[..., None]
+    return np.asarray(x).astype(np.float64)

@@ -33,76 +33,104 @@ template <class T, int R> constexpr int streams = width<T> / R;  // so that a st
 constexpr int cache_line = 64;
 constexpr int steps_ahead = 2;  // rows further on that are prefetched
 
+// Walks the channels of a row: `ahead(c)` at the start of each whole cache line of S, `step(c, n)` for each vector, of
+// which n elements are there.
+template <class T, class S, class Ahead, class Step> GQA_INLINE void each_line(int channels, Ahead ahead, Step step) {
+  constexpr int w = width<T>, vectors = w * int(sizeof(S)) < cache_line ? cache_line / (w * int(sizeof(S))) : 1;
+  int c = 0;
+  for (; c + vectors * w <= channels; c += vectors * w) {
+    ahead(c);
+#pragma GCC unroll 8
+    for (int i = 0; i < vectors; i++) step(c + i * w, w);
+  }
+  for (; c + w <= channels; c += w) step(c, w);
+  if (c < channels) step(c, channels - c);
+}
+template <class T, class S> GQA_INLINE Vec<T> load_row(const S* p, int n) {
+  return n == width<T> ? load_as<T, S>(p) : load_as<T, S>(p, n);
+}
+
 // s[step][stream][row] = k . q. q: R rows, `stride` apart, padded with zeros to whole vectors.
 template <class T, class S, int R>
 void multiply_keys(const T* q, int64_t stride, int head_dim, const Streams<streams<T, R>>& keys, const char* const* k,
                    const char* zeros, T* s) {
-  constexpr int w = width<T>, count = streams<T, R>, bytes = w * int(sizeof(S)),
-                per_line = bytes < cache_line ? cache_line / bytes : 1;
+  constexpr int w = width<T>, count = streams<T, R>;
   for (int t = 0; t < keys.steps; t++, s += w) {
     const S *row[count], *next[count];
     keys.rows(k, t, zeros, row);
     keys.rows(k, t + steps_ahead, zeros, next);
     Vec<T> sum[w] = {};
-    auto step = [&](int d, int n) __attribute__((always_inline)) {
-      Vec<T> x[count];
+    each_line<T, S>(
+        head_dim,
+        [&](int d) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-      for (int i = 0; i < count; i++) x[i] = n == w ? load_as<T, S>(row[i] + d) : load_as<T, S>(row[i] + d, n);
+          for (int i = 0; i < count; i++) prefetch(next[i] + d);
+        },
+        [&](int d, int n) __attribute__((always_inline)) {
+          Vec<T> x[count];
+#pragma GCC unroll 16
+          for (int i = 0; i < count; i++) x[i] = load_row<T, S>(row[i] + d, n);
 #pragma GCC unroll 4
-      for (int r = 0; r < R; r++) {
-        const Vec<T> y = load(q + r * stride + d);
+          for (int r = 0; r < R; r++) {
+            Vec<T> y = load(q + r * stride + d);
+            if (loads_in_one_instruction<T, S>) y = in_register(y);
 #pragma GCC unroll 16
-        for (int i = 0; i < count; i++) sum[i * R + r] += x[i] * y;
-      }
-    };
-    int d = 0;
-    for (; d + per_line * w <= head_dim; d += per_line * w) {
-#pragma GCC unroll 16
-      for (int i = 0; i < count; i++) prefetch(next[i] + d);
-#pragma GCC unroll 8
-      for (int u = 0; u < per_line; u++) step(d + u * w, w);
-    }
-    for (; d + w <= head_dim; d += w) step(d, w);
-    if (d < head_dim) step(d, head_dim - d);
+            for (int i = 0; i < count; i++) sum[i * R + r] += x[i] * y;
+          }
+        });
     store(s, sums<T>(sum));
   }
+}
+
+// U steps of o += p . v at once.
+template <class T, class S, int R, int U>
+GQA_INLINE void add_steps(T* o, int64_t stride, int channels, const Streams<streams<T, R>>& keys, const char* const* v,
+                          const char* zeros, const T* p, int t) {
+  constexpr int w = width<T>, count = streams<T, R>;
+  const S *row[U][count], *next[U][count];
+  Vec<T> weight[U][w];
+#pragma GCC unroll 2
+  for (int u = 0; u < U; u++) {
+    keys.rows(v, t + u, zeros, row[u]);
+    keys.rows(v, t + u + steps_ahead, zeros, next[u]);
+#pragma GCC unroll 16
+    for (int i = 0; i < w; i++) weight[u][i] = splat(p[(t + u) * w + i]);
+  }
+  each_line<T, S>(
+      channels,
+      [&](int c) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+        for (int u = 0; u < U; u++)
+#pragma GCC unroll 16
+          for (int i = 0; i < count; i++) prefetch(next[u][i] + c);
+      },
+      [&](int c, int n) __attribute__((always_inline)) {
+        Vec<T> x[U][count];
+#pragma GCC unroll 2
+        for (int u = 0; u < U; u++)
+#pragma GCC unroll 16
+          for (int i = 0; i < count; i++) x[u][i] = load_row<T, S>(row[u][i] + c, n);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+          Vec<T> sum = load(o + r * stride + c);
+#pragma GCC unroll 2
+          for (int u = 0; u < U; u++)
+#pragma GCC unroll 16
+            for (int i = 0; i < count; i++) sum += x[u][i] * weight[u][i * R + r];
+          store(o + r * stride + c, sum);
+        }
+      });
 }
 
 // o += p . v, with p[step][stream][row]. o: R rows of whole vectors, `stride` apart.
 template <class T, class S, int R>
 void add_values(T* o, int64_t stride, int channels, const Streams<streams<T, R>>& keys, const char* const* v,
                 const char* zeros, const T* p) {
-  constexpr int w = width<T>, count = streams<T, R>, bytes = w * int(sizeof(S)),
-                per_line = bytes < cache_line ? cache_line / bytes : 1;
-  for (int t = 0; t < keys.steps; t++, p += w) {
-    const S *row[count], *next[count];
-    keys.rows(v, t, zeros, row);
-    keys.rows(v, t + steps_ahead, zeros, next);
-    Vec<T> weight[w];
-#pragma GCC unroll 16
-    for (int i = 0; i < w; i++) weight[i] = splat(p[i]);
-    auto step = [&](int c, int n) __attribute__((always_inline)) {
-      Vec<T> x[count];
-#pragma GCC unroll 16
-      for (int i = 0; i < count; i++) x[i] = n == w ? load_as<T, S>(row[i] + c) : load_as<T, S>(row[i] + c, n);
-#pragma GCC unroll 4
-      for (int r = 0; r < R; r++) {
-        Vec<T> sum = load(o + r * stride + c);
-#pragma GCC unroll 16
-        for (int i = 0; i < count; i++) sum += x[i] * weight[i * R + r];
-        store(o + r * stride + c, sum);
-      }
-    };
-    int c = 0;
-    for (; c + per_line * w <= channels; c += per_line * w) {
-#pragma GCC unroll 16
-      for (int i = 0; i < count; i++) prefetch(next[i] + c);
-#pragma GCC unroll 8
-      for (int u = 0; u < per_line; u++) step(c + u * w, w);
-    }
-    for (; c + w <= channels; c += w) step(c, w);
-    if (c < channels) step(c, channels - c);
-  }
+  constexpr int at_once = streams<T, R> <= 2 ? 2 : 1;  // fewer loads and stores of o, where it is stored most often
+  int t = 0;
+  for (; t + at_once <= keys.steps; t += at_once)
+    add_steps<T, S, R, at_once>(o, stride, channels, keys, v, zeros, p, t);
+  for (; t < keys.steps; t++) add_steps<T, S, R, 1>(o, stride, channels, keys, v, zeros, p, t);
 }
 
 // The same, leaving out keys of weight 0, whose values may be NaN or infinite.

@@ -9,8 +9,7 @@ namespace GQA_ISA {
 namespace {
 
 // Pairs (c, c + half): channel c of the first half turns with channel c of the second.
-template <class T, class S>
-void rotate_halves(const S* x, S* out, const T* cos, const T* sin, int64_t half) {
+template <class T, class S> void rotate_halves(const S* x, S* out, const T* cos, const T* sin, int64_t half) {
   int64_t c = 0;
   for (; c + width<T> <= half; c += width<T>) {
     const Vec<T> a = load_as<T, S>(x + c), b = load_as<T, S>(x + half + c), u = load(cos + c), v = load(sin + c);
@@ -25,8 +24,7 @@ void rotate_halves(const S* x, S* out, const T* cos, const T* sin, int64_t half)
 }
 
 // Pairs (2c, 2c + 1).
-template <class T, class S>
-void rotate_neighbours(const S* x, S* out, const T* cos, const T* sin, int64_t half) {
+template <class T, class S> void rotate_neighbours(const S* x, S* out, const T* cos, const T* sin, int64_t half) {
   for (int64_t c = 0; c < half; c++) {
     const T a = convert<T>(read<S>(x + 2 * c)), b = convert<T>(read<S>(x + 2 * c + 1));
     write(out + 2 * c, narrow<S>(a * cos[c] - b * sin[c]));
@@ -43,8 +41,10 @@ template <class T> void rotate(const Rotary& r) {
         const T* cos = static_cast<const T*>(r.cos) + b * r.table_batch_stride + t * half;
         const T* sin = static_cast<const T*>(r.sin) + b * r.table_batch_stride + t * half;
         for (int64_t h = 0; h < r.heads; h++) {
-          const S* x = reinterpret_cast<const S*>(r.x + b * r.x_strides.batch + h * r.x_strides.head + t * r.x_strides.token);
-          S* out = reinterpret_cast<S*>(r.out + b * r.out_strides.batch + h * r.out_strides.head + t * r.out_strides.token);
+          const S* x =
+              reinterpret_cast<const S*>(r.x + b * r.x_strides.batch + h * r.x_strides.head + t * r.x_strides.token);
+          S* out =
+              reinterpret_cast<S*>(r.out + b * r.out_strides.batch + h * r.out_strides.head + t * r.out_strides.token);
           if (r.interleaved) rotate_neighbours<T, S>(x, out, cos, sin, half);
           else rotate_halves<T, S>(x, out, cos, sin, half);
           memcpy(out + r.rotary_dim, x + r.rotary_dim, size_t(r.head_dim - r.rotary_dim) * sizeof(S));

@@ -127,6 +127,21 @@ template <class T, class S> GQA_INLINE Vec<T> load_as(const S* p, int n) {
   return load(x);
 }
 
+// Keeps a value in a register that GCC would otherwise load again for each use: worth it where loads are the limit,
+// that is where an S needs no further instruction to become a T.
+template <class T, class S> constexpr bool loads_in_one_instruction = sizeof(S) == sizeof(T);
+template <> constexpr bool loads_in_one_instruction<float, f16> = vector_bytes > 16;
+template <class V> GQA_INLINE V in_register(V v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
 // Rounds width<T> elements to type S.
 template <class S, class T> GQA_INLINE void store_as(S* p, Vec<T> v) {
   for (int l = 0; l < width<T>; l++) write(p + l, narrow<S>(T(v[l])));

@@ -3,14 +3,42 @@ from typing import Any
 __version__: str
 
 def attention(
-    q: Any, k: Any, v: Any, past_key: Any, past_value: Any, mask: Any, causal: Any, query_offset: Any, window: Any,
-    kv_lengths: Any, scale: Any, softcap: Any, sinks: Any, layout: Any, out: Any, return_lse: Any, num_threads: Any,
-    k_scale: Any, v_scale: Any, past_key_scale: Any, past_value_scale: Any, /,
+    q: Any,
+    k: Any,
+    v: Any,
+    past_key: Any,
+    past_value: Any,
+    mask: Any,
+    causal: Any,
+    query_offset: Any,
+    window: Any,
+    kv_lengths: Any,
+    scale: Any,
+    softcap: Any,
+    sinks: Any,
+    layout: Any,
+    out: Any,
+    return_lse: Any,
+    num_threads: Any,
+    /,
 ) -> Any: ...
 def attend_sequences(
-    q: Any, stores: list[tuple[Any, Any, Any, Any]], sequences: Any, runs: Any, mask: Any,
-    mask_shape: tuple[int, int, int], causal: Any, window: Any, scale: Any, softcap: Any, sinks: Any, layout: Any,
-    out: Any, return_lse: Any, num_threads: Any, /,
+    q: Any,
+    stores: list[tuple[Any, Any]],
+    sequences: Any,
+    runs: Any,
+    mask: Any,
+    mask_shape: tuple[int, int, int],
+    causal: Any,
+    window: Any,
+    scale: Any,
+    softcap: Any,
+    sinks: Any,
+    layout: Any,
+    out: Any,
+    return_lse: Any,
+    num_threads: Any,
+    /,
 ) -> Any: ...
 def rotary(x: Any, cos: Any, sin: Any, interleaved: Any, layout: Any, /) -> Any: ...
 def available_isas() -> list[str]: ...

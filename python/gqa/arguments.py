@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-Array = np.ndarray[Any, Any]
+Array = npt.NDArray[Any]
 
 
 def as_array(name: str, x: Any) -> Array:
@@ -37,9 +38,8 @@ def int_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
         raise TypeError(f"{name} has dtype {x.dtype}, expected integers")
     if x.shape != shape:
         raise ValueError(f"{name} has shape {x.shape}, expected {shape}")
-    if x.dtype.kind == "u":
-        x = np.minimum(x, np.iinfo(np.int64).max)
-    return x.astype(np.int64)
+    largest = np.iinfo(np.int64).max
+    return (np.minimum(x, largest) if x.dtype.kind == "u" else x).astype(np.int64)
 
 
 def check_output(out: Any, shape: tuple[int, ...], dtype: str, inputs: dict[str, Array]) -> Array:
@@ -62,6 +62,6 @@ def shares_memory(a: Array, b: Array) -> bool:
     if not np.may_share_memory(a, b):
         return False
     try:
-        return np.shares_memory(a, b, max_work=100_000)
+        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]  # the stub knows two values only
     except np.exceptions.TooHardError:
         return True

@@ -121,52 +121,53 @@ def attention(
     try:
         return _core.attention(
             q, k, v, past_key, past_value, mask, causal, query_offset, window, kv_lengths, scale, softcap, sinks,
-            layout, out, return_lse, num_threads, None, None, None, None,
+            layout, out, return_lse, num_threads,
         )  # fmt: skip
     except (TypeError, ValueError):
         pass
 
     given = {"q": q, "k": k, "v": v, "past_key": past_key, "past_value": past_value}
     tensors = {name: x for name, x in given.items() if x is not None or name == "q"}
-    arrays = {name: x.data if isinstance(x, Quantized) else as_array(name, x) for name, x in tensors.items()}
-    dtypes = {name: _dtype(name, x) for name, x in tensors.items()}
-    others = {name: as_array(name, x) for name, x in (("mask", mask), ("sinks", sinks)) if x is not None}
+    arrays = {name: as_array(name, x.data if isinstance(x, Quantized) else x) for name, x in tensors.items()}
+    arrays |= {name: as_array(name, x) for name, x in (("mask", mask), ("sinks", sinks)) if x is not None}
+    dtypes = {name: dtype_name(name, x) for name, x in arrays.items()}
+    quantized = {name: x for name, x in tensors.items() if isinstance(x, Quantized)}
     sizes, out_dtype, _ = _check(
-        {name: x.shape for name, x in (arrays | others).items()},
-        dtypes | {name: dtype_name(name, x) for name, x in others.items()},
+        {name: x.shape for name, x in arrays.items()}, dtypes | dict.fromkeys(quantized, "quantized"),
         layout=layout, causal=causal, window=window, scale=scale, softcap=softcap, num_threads=num_threads,
         return_lse=return_lse,
     )  # fmt: skip
-    scales = {name: x.scale for name, x in tensors.items() if isinstance(x, Quantized)}
-    inputs = arrays | others | {f"{name}'s scale": x for name, x in scales.items()}
 
-    lift = (lambda x: x) if sizes.batched else (lambda x: x[None])
-    target = None
+    target = out
     if out is not None:
-        target = lift(check_output(out, sizes.out, out_dtype, inputs))
-        if any(np.may_share_memory(out, x) for x in inputs.values()):  # interleaved with an input: write elsewhere first
-            target = None
-    result = _core.attention(
-        *(lift(contiguous_channels(arrays[name])) if name in arrays else None for name in given),
+        inputs = arrays | {f"the scale of {name}": x.scale for name, x in quantized.items()}
+        check_output(out, sizes.out, out_dtype, inputs)
+        if any(np.may_share_memory(out, x) for x in inputs.values()):
+            target = None  # interleaved with an input, byte by byte apart: too fine for the extension to tell
+    per_batch = (sizes.batch,) if sizes.batched else ()
+    output, lse = _core.attention(
+        _batched(q, sizes), _batched(k, sizes), _batched(v, sizes),
+        _batched(past_key, sizes), _batched(past_value, sizes),
         mask if mask is None or sizes.batched or mask.ndim < 3 else mask[None],
         check_flag("causal", causal),
-        _per_batch("query_offset", query_offset, sizes),
+        query_offset if query_offset is None else _offsets(query_offset, per_batch),
         check_window(window),
-        None if kv_lengths is None else np.atleast_1d(int_array("kv_lengths", kv_lengths, (sizes.batch,) if sizes.batched else ())),
-        None if scale is None else float(scale),
+        kv_lengths if kv_lengths is None else np.atleast_1d(int_array("kv_lengths", kv_lengths, per_batch)),
+        scale if scale is None else float(scale),
         float(softcap),
-        None if sinks is None else sinks.astype(np.float64),
+        sinks if sinks is None else sinks.astype(np.float64),
         layout,
-        target,
-        check_flag("return_lse", return_lse),
-        num_threads if num_threads is None else int(num_threads),
-        *(lift(scales[name]) if name in scales else None for name in ("k", "v", "past_key", "past_value")),
-    )
-    output, lse = result if return_lse else (result, None)
-    if out is not None and target is None:
-        np.copyto(lift(out), output)
-    output = out if out is not None else output if sizes.batched else output[0]
-    return (output, lse if sizes.batched else lse[0]) if return_lse else output
+        target if target is None or sizes.batched else target[None],
+        True,
+        num_threads,
+    )  # fmt: skip
+    if not sizes.batched:
+        output, lse = output[0], lse[0]
+    if out is not None:
+        if target is None:
+            np.copyto(out, output)
+        output = out
+    return (output, lse) if check_flag("return_lse", return_lse) else output
 
 
 def infer_shapes(shapes: dict[str, Shape], dtypes: dict[str, Any], **options: Any) -> dict[str, tuple[Shape, str]]:
@@ -223,10 +224,9 @@ def _check(
         raise TypeError(f"unknown argument {unknown[0]!r}" if unknown else "q is missing")
     if missing := [name for name in shapes if name not in dtypes]:
         raise TypeError(f"{missing[0]} has a shape but no dtype")
-    out_dtype, lse_dtype = attention_dtypes({name: "float32" if dtypes[name] == "quantized" else dtypes[name] for name in _TENSORS if name in shapes})
-    sizes = attention_shapes({name: shapes[name] for name in _TENSORS if name in shapes}, layout=layout)
-    if dtypes["q"] == "quantized":
-        raise TypeError("q is Quantized, expected an array of floats")
+    tensors = [name for name in _TENSORS if name in shapes]
+    out_dtype, lse_dtype = attention_dtypes({name: dtypes[name] for name in tensors})
+    sizes = attention_shapes({name: shapes[name] for name in tensors}, layout=layout)
     if "mask" in shapes:
         if dtypes["mask"] != "bool":
             require_float("mask", dtypes["mask"])
@@ -251,14 +251,16 @@ def _check(
     return sizes, out_dtype, lse_dtype
 
 
-def _dtype(name: str, x: Array | Quantized) -> str:
-    return "quantized" if isinstance(x, Quantized) else dtype_name(name, x)
-
-
-def _per_batch(name: str, value: Any, sizes: AttentionShapes) -> Any:
-    """None, an int for all, or an int64 array (batch,)."""
-    if value is None:
+def _batched(x: Array | Quantized | None, sizes: AttentionShapes) -> Array | Quantized | None:
+    """`x` with a batch axis and a contiguous last axis, as the extension takes it."""
+    if x is None:
         return None
-    if np.ndim(value) == 0:
-        return check_int(name, value)
-    return int_array(name, value, (sizes.batch,) if sizes.batched else ())
+    x = Quantized(contiguous_channels(x.data), x.scale) if isinstance(x, Quantized) else contiguous_channels(x)
+    return x if sizes.batched else x[None]
+
+
+def _offsets(query_offset: Any, shape: Shape) -> int | Array:
+    """One position for all, or one for each batch entry."""
+    if np.ndim(query_offset) == 0:
+        return check_int("query_offset", query_offset)
+    return int_array("query_offset", query_offset, shape)

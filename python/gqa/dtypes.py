@@ -22,7 +22,8 @@ def dtype_named(name: str) -> np.dtype[Any]:
         import ml_dtypes
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("bfloat16 needs the package ml_dtypes: pip install 'gqa[bfloat16]'") from error
-    return np.dtype(ml_dtypes.bfloat16)
+    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16
 
 
 def require_float(name: str, dtype: str) -> None:

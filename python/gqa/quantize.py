@@ -31,7 +31,9 @@ class Quantized:
         if data.dtype != np.int8 or scale.dtype != np.float32:
             raise TypeError(f"Quantized has data of {data.dtype} and scale of {scale.dtype}, expected int8 and float32")
         if data.ndim == 0 or scale.shape != data.shape[:-1]:
-            raise ValueError(f"scale has shape {scale.shape}, expected {data.shape[:-1]} as data {data.shape} less the last axis")
+            raise ValueError(
+                f"scale has shape {scale.shape}, expected {data.shape[:-1]} as data {data.shape} less the last axis"
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:

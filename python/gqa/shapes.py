@@ -113,9 +113,13 @@ def attention_shapes(shapes: dict[str, Shape], *, layout: str = "bhsd") -> Atten
 
 
 def attention_dtypes(dtypes: dict[str, str]) -> tuple[str, str]:
-    """The dtypes of out and lse; TypeError for an argument of a type that attention does not take."""
+    """The dtypes of out and lse; TypeError for an argument of a type that attention does not take.
+
+    The dtype of a quantised argument is "quantized".
+    """
     for name, dtype in dtypes.items():
-        require_float(name, dtype)
+        if dtype != "quantized" or name == "q":
+            require_float(name, dtype)
     return dtypes["q"], compute_dtype(*dtypes.values())
 
 
@@ -170,5 +174,6 @@ def check_float(name: str, value: Any, least: float = -math.inf) -> float:
         raise TypeError(f"{name} is {value!r}, expected a float")
     number = float(value)
     if not math.isfinite(number) or number < least:
-        raise ValueError(f"{name} is {number}, expected a finite number" + (f" of at least {least:g}" if least > -math.inf else ""))
+        bound = f" of at least {least:g}" if least > -math.inf else ""
+        raise ValueError(f"{name} is {number}, expected a finite number{bound}")
     return number
