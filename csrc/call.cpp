@@ -159,6 +159,7 @@ void Call::set_scores(py::handle scale, py::handle softcap, py::handle sinks) {
   a_.softcap = as_float(softcap, "softcap");
   if (!std::isfinite(a_.scale)) throw py::value_error("scale must be finite");
   if (!(a_.softcap >= 0) || !std::isfinite(a_.softcap)) throw py::value_error("softcap must be 0 or positive");
+  if (a_.softcap > 1e30) a_.softcap = 0;  // tanh is the identity there, and softcap could overflow
   if (sinks.is_none()) return;
   const py::array array = as_array(sinks, "sinks", 1);
   const DType type = float_type(array, "sinks");

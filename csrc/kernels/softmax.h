@@ -22,9 +22,8 @@ template <class T, int N> struct Scores {
   GQA_INLINE T* at(int step, int v) const { return s + step * stride + v * width<T>; }
 
   void soft_cap(T cap) const {
-    const T inverse = 1 / cap;
     for (int t = 0; t < steps; t++)
-      for (int v = 0; v < N; v++) store(at(t, v), tanh<T>(load(at(t, v)) * inverse) * (cap * log2e<T>));
+      for (int v = 0; v < N; v++) store(at(t, v), tanh<T>(load(at(t, v)) / cap) * (cap * log2e<T>));
   }
 
   // bias lies as s does; -infinity masks whatever the score is.

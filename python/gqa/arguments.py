@@ -39,7 +39,8 @@ def int_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     if x.shape != shape:
         raise ValueError(f"{name} has shape {x.shape}, expected {shape}")
     largest = np.iinfo(np.int64).max
-    return (np.minimum(x, largest) if x.dtype.kind == "u" else x).astype(np.int64)
+    integers: Array = (np.minimum(x, largest) if x.dtype.kind == "u" else x).astype(np.int64)
+    return integers
 
 
 def check_output(out: Any, shape: tuple[int, ...], dtype: str, inputs: dict[str, Array]) -> Array:
