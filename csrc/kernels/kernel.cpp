@@ -21,9 +21,10 @@ template <class T, class Loop> void attend_with(const Attention& a, const Task& 
   const Interval keys = {attended(a, *task.sequence, task.row_begin / group).begin,
                          attended(a, *task.sequence, (task.row_end - 1) / group).end};
   Scratch scratch(workspace);
-  Loop loop(shape, scratch);
+  const typename Loop::Buffers buffers(shape, scratch);
+  Loop loop(a, task, buffers);
   if (!task.partial && task.split_end - task.split_begin == 1)
-    return loop.run(a, task, keys.begin, keys.end, [&](int64_t first, int64_t rows, const States<T>& states) {
+    return loop.run(keys.begin, keys.end, [&](int64_t first, int64_t rows, const States<T>& states) {
       write_output(a, task, first, rows, states);
     });
 
@@ -36,7 +37,7 @@ template <class T, class Loop> void attend_with(const Attention& a, const Task& 
     const int64_t begin = most(keys.begin, split * task.split_keys),
                   end = least(keys.end, (split + 1) * task.split_keys);
     if (begin >= end) continue;
-    loop.run(a, task, begin, end, [&](int64_t first, int64_t rows, const States<T>& states) {
+    loop.run(begin, end, [&](int64_t first, int64_t rows, const States<T>& states) {
       total.from(first - task.row_begin).merge(states, rows);
     });
   }
@@ -54,8 +55,8 @@ template <class T> size_t partial_bytes(const TaskShape& shape) {
 
 template <class T> size_t workspace_bytes(const TaskShape& shape) {
   Scratch scratch(nullptr);
-  if (shape.rows_in_lanes) RowsInLanes<T>(shape, scratch);
-  else ChannelsInLanes<T>(shape, scratch);
+  if (shape.rows_in_lanes) typename RowsInLanes<T>::Buffers(shape, scratch);
+  else typename ChannelsInLanes<T>::Buffers(shape, scratch);
   scratch.take<char>(int64_t(partial_bytes<T>(shape)));
   return scratch.used();
 }

@@ -12,6 +12,10 @@ namespace {
 constexpr int rows_block = 96;       // keys of a block when rows are in the lanes: a multiple of every tile height
 constexpr int channels_block = 256;  // keys of a block when channels are in the lanes
 
+GQA_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+GQA_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 template <class T> constexpr DType type_of = sizeof(T) == 8 ? DType::f64 : DType::f32;
 
 // Calls f with a value of the element type: of q and out; of k and v; of a mask.

@@ -9,9 +9,6 @@ namespace gqa {
 namespace GQA_ISA {
 namespace {
 
-GQA_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-GQA_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 struct Interval {
   int64_t begin, end;
 };
