@@ -137,7 +137,7 @@ template <class T> class ChannelsInLanes {
       const T* q = buffers_.q + r * buffers_.q_stride;
       multiply_keys<T, decltype(type), R>(q, buffers_.q_stride, head_dim_, keys, block_.k + from, buffers_.zeros, s);
     });
-    if (block_.k_type == DType::i8) multiply_scales<R>(block_.k_scale + from, keys);
+    if (block_.k_type == DType::i8) multiply_scales<R, false>(block_.k_scale + from, keys);
     if (a_.softcap > 0) scores.soft_cap(T(a_.softcap));
     if (a_.mask) scores.add(buffers_.bias);
     const bool edges = first.begin < last.begin || first.end < last.end;
@@ -147,7 +147,7 @@ template <class T> class ChannelsInLanes {
     scores.maximum(top);
     top[0] = fold<T, R>(top[0], [](Vec<T> x, Vec<T> y) { return max(x, y); });
     scores.weights(top, buffers_.m + r * w, buffers_.l + r * w, alpha);
-    if (block_.v_type == DType::i8) multiply_scales<R>(block_.v_scale + from, keys);
+    if (block_.v_type == DType::i8) multiply_scales<R, true>(block_.v_scale + from, keys);
 
     for (int i = 0; i < R; i++)
       for (T* x = o + i * stride; x < o + (i + 1) * stride; x += w) store(x, load(x) * alpha[0][i]);
@@ -171,13 +171,13 @@ template <class T> class ChannelsInLanes {
     scores.mask(key, low, high, 0, keys.steps);
   }
 
-  // Multiplies with the scale of each key. What is masked, -infinity or 0, stays so whatever its scale holds.
-  template <int R> void multiply_scales(const float* scales, const Streams<streams<T, R>>& keys) const {
-    for (int i = 0; i < w; i++)
-      for (int j = keys.first[i / R], t = 0; j < keys.first[i / R + 1]; j++, t++) {
-        T& x = buffers_.s[t * w + i];
-        x = x == 0 ? x : x * T(scales[j]);
-      }
+  // Multiplies the scores, or the weights, of each key with its scale. A weight of 0 stays 0 whatever the scale holds.
+  template <int R, bool weights> void multiply_scales(const float* scales, const Streams<streams<T, R>>& keys) const {
+    for (int t = 0; t < keys.steps; t++) {
+      T* s = buffers_.s + t * w;
+      const Vec<T> x = load(s), scaled = x * keys.template lanes<T>(scales, t);
+      store(s, weights ? (x == 0 ? x : scaled) : scaled);
+    }
   }
 
   // The mask of the group and the streams' keys as a bias that lies as the scores do; false if it hides all of them.

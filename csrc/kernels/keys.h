@@ -39,8 +39,8 @@ constexpr int most_keys = channels_block;
 struct KeyBlock {
   int count;
   DType k_type, v_type;
-  const char *k[most_keys], *v[most_keys];       // the row of each key: head_dim or v_head_dim channels
-  float k_scale[most_keys], v_scale[most_keys];  // what a row is to be multiplied with (i8 only)
+  const char *k[most_keys], *v[most_keys];               // the row of each key: head_dim or v_head_dim channels
+  float k_scale[most_keys + 1], v_scale[most_keys + 1];  // what a row is to be multiplied with (i8 only)
 };
 
 // Walks the keys of one sequence and KV head in order.

@@ -11,6 +11,11 @@ namespace gqa {
 namespace GQA_ISA {
 namespace {
 
+// Lanes of stream i from the second vector, the others from the first.
+template <int w, int rows, int i> struct OfStream {
+  static constexpr int at(int l) { return l / rows == i ? w + l : l; }
+};
+
 // n keys dealt to `count` streams of consecutive keys: in step t, stream i is at key first[i] + t, until first[i + 1].
 template <int count> struct Streams {
   int first[count + 1], steps;
@@ -26,6 +31,16 @@ template <int count> struct Streams {
       const int key = first[i] + t;
       row[i] = reinterpret_cast<const S*>(key < first[i + 1] ? table[key] : zeros);
     }
+  }
+  // A number for each key as a vector in the order of the lanes, [stream][row]; anything for a stream that has ended.
+  template <class T> GQA_INLINE Vec<T> lanes(const float* table, int t) const {
+    return lanes<T>(table, t, std::make_integer_sequence<int, count>{});
+  }
+  template <class T, int... i>
+  GQA_INLINE Vec<T> lanes(const float* table, int t, std::integer_sequence<int, i...>) const {
+    Vec<T> x{};
+    ((x = shuffle<T, OfStream<width<T>, width<T> / count, i>>(x, splat(T(table[first[i] + t])))), ...);
+    return x;
   }
 };
 
