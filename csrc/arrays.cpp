@@ -86,7 +86,7 @@ Strides strides_of(const py::array& array, Layout layout) {
 
 void require_contiguous_channels(const py::array& array, const char* name) {
   const py::ssize_t last = array.ndim() - 1;
-  if (array.shape(last) > 1 && array.strides(last) != array.itemsize())
+  if (array.size() > 0 && array.shape(last) > 1 && array.strides(last) != array.itemsize())
     throw py::value_error(std::string(name) + " must be contiguous along its last axis");
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,12 @@ def dtype_name(name: str, x: Array) -> str:
     """The name of an array's dtype; TypeError if its bytes are swapped."""
     if not x.dtype.isnative:
         raise TypeError(f"{name} has dtype {x.dtype.str!r}, expected native byte order")
-    return x.dtype.name
+    return _name(x.dtype)
+
+
+@functools.cache  # NumPy puts the name together anew each time, in microseconds
+def _name(dtype: np.dtype[Any]) -> str:
+    return dtype.name
 
 
 def contiguous_channels(x: Array) -> Array:
@@ -38,8 +44,9 @@ def int_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
         raise TypeError(f"{name} has dtype {x.dtype}, expected integers")
     if x.shape != shape:
         raise ValueError(f"{name} has shape {x.shape}, expected {shape}")
-    largest = np.iinfo(np.int64).max
-    integers: Array = (np.minimum(x, largest) if x.dtype.kind == "u" else x).astype(np.int64)
+    if x.dtype.kind == "u":  # too large for int64 is too large for any use
+        x = np.minimum(x.astype(np.uint64), np.uint64(np.iinfo(np.int64).max))
+    integers: Array = x.astype(np.int64)
     return integers
 
 

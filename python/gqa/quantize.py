@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from gqa.arguments import as_array, dtype_name
+from gqa.arguments import Array, as_array, dtype_name
 from gqa.dtypes import require_float
+
+# A subnormal scale would be too coarse itself, and 0 could not divide: rows of zeros take the least scale too.
+LEAST_SCALE, MOST_SCALE = np.finfo(np.float32).tiny, np.finfo(np.float32).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +26,8 @@ class Quantized:
     scale : ndarray of float32, shape (...)
     """
 
-    data: np.ndarray[Any, Any]
-    scale: np.ndarray[Any, Any]
+    data: Array
+    scale: Array
 
     def __post_init__(self) -> None:
         data, scale = as_array("data", self.data), as_array("scale", self.scale)
@@ -47,12 +50,12 @@ class Quantized:
         """The same rows of data and scale; the last axis cannot be indexed."""
         return Quantized(self.data[key], self.scale[key])
 
-    def dequantize(self) -> np.ndarray[Any, Any]:
+    def dequantize(self) -> Array:
         """The float32 array that this stands for."""
         return self.data * self.scale[..., None]
 
 
-def quantize(x: np.ndarray[Any, Any], *, dtype: str = "int8") -> Quantized:
+def quantize(x: Array, *, dtype: str = "int8") -> Quantized:
     """Quantise an array to int8 with one scale per row: symmetric, rounding half to even.
 
     Parameters
@@ -64,14 +67,14 @@ def quantize(x: np.ndarray[Any, Any], *, dtype: str = "int8") -> Quantized:
     Returns
     -------
     Quantized
-        scale = max|x| / 127 over each row (0 for a row of zeros), data = round(x / scale).
+        scale = max|x| / 127 over each row, or the least normal float32 if that is more; data = round(x / scale).
 
     Raises
     ------
     TypeError
         If x holds no floats.
     ValueError
-        If x holds NaN or infinity, or dtype is not "int8".
+        If x holds NaN, infinity or values too large for a scale in float32, or dtype is not "int8".
 
     Examples
     --------
@@ -87,10 +90,14 @@ def quantize(x: np.ndarray[Any, Any], *, dtype: str = "int8") -> Quantized:
     require_float("x", dtype_name("x", x))
     if x.ndim == 0:
         raise ValueError("x has shape (), expected at least one axis")
-    x = x.astype(np.float32 if x.dtype.itemsize < 8 else np.float64)
-    scale = np.max(np.abs(x), axis=-1, initial=0.0) / 127
-    if not np.isfinite(scale).all():
-        raise ValueError("x holds NaN or infinity, which int8 cannot represent")
+    return quantize_tensor("x", x)
+
+
+def quantize_tensor(name: str, x: Array) -> Quantized:
+    """quantize for an array of floats; ValueError, naming it, if it is not finite."""
+    x = x.astype(np.float32 if x.dtype.itemsize < 8 else np.float64, copy=False)
+    scale = np.maximum(np.abs(x).max(axis=-1, initial=0.0, keepdims=True) / 127, LEAST_SCALE)
+    if not (scale <= MOST_SCALE).all():
+        raise ValueError(f"{name} holds NaN, infinity or values too large for a scale in float32")
     scale = scale.astype(np.float32)
-    data = np.rint(x / np.where(scale == 0, np.float32(1), scale)[..., None])
-    return Quantized(np.clip(data, -127, 127).astype(np.int8), scale)
+    return Quantized(np.rint(x / scale).astype(np.int8), scale[..., 0])

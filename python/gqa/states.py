@@ -25,8 +25,9 @@ def merge_states(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, A
     Returns
     -------
     out : ndarray, shape (..., Dv)
-        Of the first output's dtype; accumulated in float64 if any argument is, else in float32.
+        Of the first output's dtype, rounded to it once.
     lse : ndarray, shape (...)
+        float64 if any argument is, else float32.
 
     Raises
     ------
@@ -44,25 +45,26 @@ def merge_states(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, A
     >>> np.allclose(out, gqa.attention(q, k, v))
     True
     """
-    if len(outs) != len(lses) or not outs:
+    if len(outs) != len(lses) or len(outs) == 0:
         raise ValueError(f"there are {len(outs)} outs and {len(lses)} lses, expected as many, at least one")
-    parts = {f"outs[{i}]": x for i, x in enumerate(outs)} | {f"lses[{i}]": x for i, x in enumerate(lses)}
-    for name, x in parts.items():
-        require_float(name, dtype_name(name, as_array(name, x)))
     for i, (out, lse) in enumerate(zip(outs, lses)):
+        for name, x in ((f"outs[{i}]", out), (f"lses[{i}]", lse)):
+            require_float(name, dtype_name(name, as_array(name, x)))
+        if out.ndim == 0:
+            raise ValueError(f"outs[{i}] has shape (), expected at least one axis")
         check_shape(f"outs[{i}]", out.shape, outs[0].shape)
         check_shape(f"lses[{i}]", lse.shape, outs[0].shape[:-1])
 
-    dtype = np.dtype(compute_dtype(*(x.dtype.name for x in parts.values())))
-    top = np.max([lse.astype(dtype) for lse in lses], axis=0)
-    top = np.where(np.isneginf(top), dtype.type(0), top)  # a row without keys in any part stays 0
-    total = np.zeros(top.shape, dtype)
-    merged = np.zeros(outs[0].shape, dtype)
-    for out, lse in zip(outs, lses):
-        weight = np.exp(lse.astype(dtype) - top)
-        total += weight
-        merged += np.where(weight[..., None] == 0, dtype.type(0), weight[..., None] * out.astype(dtype))
-    with np.errstate(divide="ignore"):
-        lse = top + np.log(total)
-    merged /= np.where(total == 0, dtype.type(1), total)[..., None]
-    return merged.astype(outs[0].dtype), lse
+    top = np.max([lse.astype(np.float64) for lse in lses], axis=0)
+    top = np.where(np.isneginf(top), 0.0, top)  # a row without keys in any part stays 0
+    total = np.zeros(top.shape)
+    merged = np.zeros(outs[0].shape)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for out, lse in zip(outs, lses):
+            weight = np.exp(lse.astype(np.float64) - top)[..., None]
+            total += weight[..., 0]
+            merged += np.where(weight == 0, 0.0, weight * out.astype(np.float64))
+        merged /= np.where(total == 0, 1.0, total)[..., None]
+        merged_lse = top + np.log(total)
+    dtypes = (x.dtype.name for x in (*outs, *lses))
+    return merged.astype(outs[0].dtype), merged_lse.astype(compute_dtype(*dtypes))

@@ -1,0 +1,344 @@
+"""KVCache: the keys and values of a batch of sequences, appended and attended in place."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+
+from gqa.arguments import Array
+from gqa.quantize import Quantized
+from gqa.sequences import (
+    RUN_COLUMNS,
+    SEQUENCE_COLUMNS,
+    Store,
+    Table,
+    Tensor,
+    as_stored,
+    attend_sequences,
+    check_queries,
+    check_tensors,
+    int_list,
+    storage_dtype,
+    storage_sizes,
+    table,
+)
+from gqa.shapes import LAYOUTS, check_int, check_shape, check_window
+from gqa.slots import Slots
+
+# In a ring the keys of a sequence are numbered from a multiple of this on: the blocks and splits of the kernels then
+# fall where they fall in a full cache, and the results are the same to the last bit.
+ALIGNMENT = 768
+
+
+class KVCache:
+    """Keys and values of a batch of sequences, in storage of a fixed capacity.
+
+    New tokens are written in place and attended in place: a step costs what its own tokens cost, and no past is copied.
+    Sequences may have different lengths. Sizes: B batch, Hkv heads of k and v, Hq heads of q (a multiple of Hkv),
+    L new tokens, S queries, D channels of q and k, Dv channels of v.
+
+    Parameters
+    ----------
+    batch, kv_heads : int
+    capacity : int
+        Tokens that fit into each sequence.
+    head_dim : int
+        Channels of keys.
+    v_head_dim : int, optional
+        Channels of values; default head_dim.
+    dtype : dtype
+        float32, float64, float16, bfloat16 or int8. Tokens of other float types are cast, as by NumPy's assignment.
+        int8 stores what :func:`gqa.quantize` makes of them, and the kernel reads that as it is.
+    window : int, optional
+        Keep only the last `window` tokens, the current one counted, in a ring of `capacity` slots: token p is in slot
+        p % capacity. The capacity must be at least the window; any number of tokens can be appended. Attention is that
+        of a full cache with the window (window - 1, None), whatever chunks the tokens come in.
+    layout : {"bhsd", "bshd"}
+        Of k, v, q, out, lse and the stored arrays; "bshd" swaps heads and tokens.
+
+    Examples
+    --------
+    A prompt, then one token:
+
+    >>> import gqa, numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> cache = gqa.KVCache(batch=1, kv_heads=2, capacity=64, head_dim=16)
+    >>> for tokens in (5, 1):
+    ...     q = rng.standard_normal((1, 8, tokens, 16), np.float32)
+    ...     k, v = rng.standard_normal((2, 1, 2, tokens, 16), np.float32)
+    ...     out = cache.attend(q, k, v)
+    >>> cache.lengths, out.shape
+    (array([6]), (1, 8, 1, 16))
+    >>> bool((out == gqa.attention(q, cache.keys, cache.values)).all())
+    True
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        *,
+        v_head_dim: int | None = None,
+        dtype: Any = "float32",
+        window: int | None = None,
+        layout: str = "bhsd",
+    ) -> None:
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout is {layout!r}, expected one of {', '.join(map(repr, LAYOUTS))}")
+        kv_heads, head_dims = storage_sizes(kv_heads, head_dim, v_head_dim)
+        self._window = None if window is None else check_int("window", window, 1)
+        if check_int("capacity", capacity, 0) < (self._window or 0):
+            raise ValueError(f"capacity is {capacity}, expected at least the window of {window}")
+        self._slots = Slots(
+            check_int("batch", batch, 0), kv_heads, int(capacity), head_dims, storage_dtype(dtype), layout
+        )
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit into each sequence."""
+        return self._slots.capacity
+
+    @property
+    def lengths(self) -> Table:
+        """How many tokens each sequence has been given, those that a ring has dropped included: shape (B,), a copy."""
+        return np.array(self._slots.lengths, np.int64)
+
+    @property
+    def keys(self) -> Tensor:
+        """The stored keys, shape (B, Hkv, n, D): a view without a copy, :class:`gqa.Quantized` for int8.
+
+        n is the length of the longest sequence, at most the capacity; what lies past the length of a shorter one has no
+        meaning. In a ring the axis counts slots. The view does not follow `grow` and `select`, which change storage.
+        """
+        return self._slots.filled(self._slots.store[0])
+
+    @property
+    def values(self) -> Tensor:
+        """The stored values, shape (B, Hkv, n, Dv), as `keys`."""
+        return self._slots.filled(self._slots.store[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of storage."""
+        return sum(x.nbytes for x in self._slots.store)
+
+    def append(self, k: Tensor, v: Tensor, lengths: Any = None) -> None:
+        """Write new tokens behind those that are there.
+
+        Parameters
+        ----------
+        k, v : ndarray or Quantized, shape (B, Hkv, L, D) and (B, Hkv, L, Dv)
+            May not share memory with the cache.
+        lengths : array of int, shape (B,), optional
+            Sequence b takes its first lengths[b] tokens, default all L; what lies past them has no effect.
+
+        Raises
+        ------
+        TypeError
+            For an argument of a wrong type or dtype.
+        ValueError
+            For shapes that do not fit, values that int8 cannot represent, or tokens past the capacity. Nothing is
+            written then.
+        """
+        self._slots.write(*self._accept(k, v, lengths))
+
+    def attend(
+        self,
+        q: Array,
+        k: Tensor | None = None,
+        v: Tensor | None = None,
+        *,
+        lengths: Any = None,
+        mask: Array | None = None,
+        causal: bool = True,
+        window: tuple[int | None, int | None] | None = None,
+        scale: float | None = None,
+        softcap: float = 0.0,
+        sinks: Array | None = None,
+        out: Array | None = None,
+        return_lse: bool = False,
+        num_threads: int | None = None,
+    ) -> Any:
+        """Append k and v, if given, and attend to everything there is.
+
+        Parameters
+        ----------
+        q : ndarray, shape (B, Hq, S, D)
+            float32, float64, float16 or bfloat16. With new tokens, row i of sequence b stands at the position of new
+            token i, and rows at or past lengths[b] are 0; without, the rows stand at the end of the sequence.
+        k, v, lengths
+            As in :meth:`append`.
+        mask : ndarray, optional
+            bool (True: attend) or float, broadcast to (B, Hq, S, T), where T is the longest length after appending; a
+            column is a token, for a ring as well.
+        window : (left, right), optional
+            Attend tokens from position - left to position + right; None: no bound on that side. A ring's own window
+            holds besides.
+        causal, scale, softcap, sinks, out, return_lse, num_threads
+            As in :func:`gqa.attention`, but causal by default.
+
+        Returns
+        -------
+        out : ndarray, shape (B, Hq, S, Dv), of q's dtype
+        lse : ndarray, shape (B, Hq, S)
+            If return_lse.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As append and attention; ValueError as well if rows without new tokens reach back to tokens that a ring has
+            dropped. Nothing is written then.
+        """
+        slots = self._slots
+        check_queries(q, LAYOUTS[slots.layout], slots.kv_heads, slots.head_dims[0])
+        batch, queries = len(q), q.shape[slots.token_axis]
+        if batch != len(slots.lengths):
+            raise ValueError(f"q has batch {batch}, expected {len(slots.lengths)} as the cache")
+        left, right = check_window(window) or (None, None)
+        if self._window is not None:
+            left = self._window - 1 if left is None else min(left, self._window - 1)
+
+        stores, counts, rows = [slots.store], [0] * batch, [queries] * batch
+        positions = [length - queries for length in slots.lengths]  # of row 0
+        if k is not None or v is not None:
+            new, counts = self._accept(k, v, lengths)
+            stores.append(new)
+            rows = [min(queries, count) for count in counts]
+            positions = slots.lengths
+        elif lengths is not None:
+            raise ValueError("lengths is given without k and v, whose tokens it counts")
+        sequences, runs = [], []
+        for b, (length, count, row, position) in enumerate(zip(slots.lengths, counts, rows, positions)):
+            origin = self._origin(b, position, left)
+            stored = slots.runs(b, origin)
+            runs += [*stored, (1, b, 0, count)]
+            keys = length + count - origin
+            sequences.append((b, 0, row, queries - row, position - origin, keys, b, origin, len(stored) + 1))
+        longest = max((length + count for length, count in zip(slots.lengths, counts)), default=0)
+        result = attend_sequences(
+            q, stores, table(sequences, SEQUENCE_COLUMNS), table(runs, RUN_COLUMNS), layout=slots.layout, mask=mask,
+            mask_shape=(batch, queries, longest), causal=causal, window=(left, right), scale=scale, softcap=softcap,
+            sinks=sinks, out=out, return_lse=return_lse, num_threads=num_threads,
+        )  # fmt: skip
+        if len(stores) > 1:
+            slots.write(new, counts)
+        return result
+
+    def truncate(self, lengths: Any) -> KVCache:
+        """Drop the last tokens, as speculative decoding does with those it rejects.
+
+        Parameters
+        ----------
+        lengths : int or array of int, shape (B,)
+            How many tokens to keep, at most as many as there are. A ring must still hold the whole window before that.
+
+        Returns
+        -------
+        KVCache
+            Itself, so that calls can be chained.
+        """
+        slots = self._slots
+        batch = len(slots.lengths)
+        kept = [check_int("lengths", lengths)] * batch if np.ndim(lengths) == 0 else int_list("lengths", lengths, batch)
+        for b, (n, length, oldest) in enumerate(zip(kept, slots.lengths, slots.oldest)):
+            if not 0 <= n <= length:
+                raise ValueError(f"lengths[{b}] is {n}, expected 0 to {length}, the tokens of the sequence")
+            if n > 0 and max(n - (self._window or 0), 0) < oldest:
+                raise ValueError(
+                    f"lengths[{b}] is {n}, but of the window of {self._window} before that the ring has dropped the "
+                    f"tokens before {oldest}"
+                )
+        slots.truncate(kept)
+        return self
+
+    def select(self, rows: Any) -> KVCache:
+        """Keep these sequences in this order, as beam search does: tokens are copied, and repeated where a row is.
+
+        Parameters
+        ----------
+        rows : array of int, shape (N,)
+            Indices of sequences, 0 to B - 1. The batch becomes N.
+
+        Returns
+        -------
+        KVCache
+            Itself, so that calls can be chained: ``cache.copy().select([0, 0])``.
+        """
+        indices = int_list("rows", rows, np.size(rows))
+        for i, b in enumerate(indices):
+            if not 0 <= b < len(self._slots.lengths):
+                raise ValueError(f"rows[{i}] is {b}, expected 0 to {len(self._slots.lengths) - 1}")
+        self._slots = self._slots.copy(indices, self.capacity)
+        return self
+
+    def grow(self, capacity: int) -> KVCache:
+        """Change the capacity and keep the tokens.
+
+        Parameters
+        ----------
+        capacity : int
+            At least the longest length, or the window of a ring.
+
+        Returns
+        -------
+        KVCache
+            Itself, so that calls can be chained.
+        """
+        least = self._window or max(self._slots.lengths, default=0)
+        if check_int("capacity", capacity, 0) < least:
+            raise ValueError(f"capacity is {capacity}, expected at least {least}, the tokens to keep")
+        self._slots = self._slots.copy(range(len(self._slots.lengths)), int(capacity))
+        return self
+
+    def reset(self) -> KVCache:
+        """Drop all tokens; the storage stays. Returns itself."""
+        return self.truncate(0)
+
+    def copy(self) -> KVCache:
+        """An independent copy."""
+        other = copy.copy(self)
+        other._slots = self._slots.copy(range(len(self._slots.lengths)), self.capacity)
+        return other
+
+    def _accept(self, k: Any, v: Any, lengths: Any) -> tuple[Store, list[int]]:
+        """Check new tokens; returns them as the cache stores them, and how many each sequence takes."""
+        slots = self._slots
+        check_tensors(k, v)
+        if len(k.shape) != 4:
+            raise ValueError(f"k has shape {k.shape}, expected ({', '.join(LAYOUTS[slots.layout])})")
+        batch, tokens = len(slots.lengths), k.shape[slots.token_axis]
+        for name, x, head_dim in zip("kv", (k, v), slots.head_dims):
+            check_shape(name, x.shape, slots.shape(batch, tokens, head_dim))
+        counts = [tokens] * batch if lengths is None else int_list("lengths", lengths, batch)
+        for b, (count, length) in enumerate(zip(counts, slots.lengths)):
+            if not 0 <= count <= tokens:
+                raise ValueError(f"lengths[{b}] is {count}, expected 0 to {tokens}, the tokens of k")
+            if self._window is None and length + count > slots.capacity:
+                raise ValueError(
+                    f"sequence {b} has {length} tokens and takes {count} more, past the capacity of {slots.capacity}"
+                )
+        if lengths is not None:
+            k, v = self._without_padding(k, counts), self._without_padding(v, counts)
+        return as_stored(k, v, slots.store), counts
+
+    def _without_padding(self, x: Tensor, counts: list[int]) -> Tensor:
+        """`x` with 0 past the tokens that are taken, if it is going to be converted: anything may lie there."""
+        if isinstance(x, Quantized) or x.dtype.name == self._slots.dtype:
+            return x
+        taken = np.arange(x.shape[self._slots.token_axis]) < np.array(counts)[:, None]
+        return np.where(np.expand_dims(taken, (1, 3) if self._slots.token_axis == 2 else (2, 3)), x, x.dtype.type(0))
+
+    def _origin(self, b: int, position: int, left: int | None) -> int:
+        """The token that is key 0 for queries of sequence b from `position` on."""
+        if self._window is None or left is None:
+            return 0
+        first, oldest = max(position - left, 0), self._slots.oldest[b]
+        if first < oldest:
+            raise ValueError(
+                f"row 0 of sequence {b} sees tokens from {first} on, but the ring has dropped those before {oldest}"
+            )
+        return first // ALIGNMENT * ALIGNMENT  # tokens before `first` are never read

@@ -1,0 +1,268 @@
+"""PagedKVCache: keys and values of many sequences in one pool of pages, which sequences may share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gqa.arguments import Array
+from gqa.pages import PagedSequence, PagePool
+from gqa.sequences import (
+    RUN_COLUMNS,
+    SEQUENCE_COLUMNS,
+    Store,
+    Table,
+    Tensor,
+    as_stored,
+    attend_sequences,
+    check_queries,
+    check_tensors,
+    int_list,
+    storage_dtype,
+    storage_sizes,
+    table,
+)
+from gqa.shapes import check_int, check_shape
+
+
+class PagedKVCache:
+    """Keys and values of many sequences in a pool of pages of a fixed size.
+
+    A sequence takes pages as it grows, from anywhere in the pool, and the kernel walks them in place. Forks share pages
+    until one of them writes to a page, which is copied then. One call appends and attends any mix of prompts and single
+    tokens, packed one after another without padding. Sizes: Hkv heads of k and v, Hq heads of q (a multiple of Hkv), D
+    channels of q and k, Dv channels of v; Tk new tokens and Tq queries of all sequences of a call.
+
+    Parameters
+    ----------
+    num_pages, page_size : int
+        Pages in the pool, and tokens in a page.
+    kv_heads, head_dim : int
+    v_head_dim : int, optional
+        Channels of values; default head_dim.
+    dtype : dtype
+        float32, float64, float16, bfloat16 or int8, as for :class:`gqa.KVCache`.
+    storage : (keys, values), optional
+        The caller's arrays for the pool, such as np.memmap, shape (num_pages, Hkv, page_size, D) and (num_pages, Hkv,
+        page_size, Dv), of that dtype. Scales of int8 are the cache's own.
+
+    Notes
+    -----
+    Pages and block tables are those of vLLM (Kwon et al. 2023, arXiv:2309.06180).
+
+    Examples
+    --------
+    A prompt and a fork of it, which then go their own ways:
+
+    >>> import gqa, numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> cache = gqa.PagedKVCache(num_pages=8, page_size=16, kv_heads=2, head_dim=32)
+    >>> one = cache.add()
+    >>> k, v = rng.standard_normal((2, 20, 2, 32), np.float32)
+    >>> cache.append([one], k, v, [20])
+    >>> two = cache.fork(one)
+    >>> q = rng.standard_normal((2, 8, 32), np.float32)
+    >>> k, v = rng.standard_normal((2, 2, 2, 32), np.float32)
+    >>> cache.attend([one, two], q, [1, 1], k, v).shape
+    (2, 8, 32)
+    >>> cache.lengths, cache.free_pages
+    ({0: 21, 1: 21}, 5)
+    """
+
+    def __init__(
+        self,
+        num_pages: int,
+        page_size: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        v_head_dim: int | None = None,
+        dtype: Any = "float32",
+        storage: tuple[Array, Array] | None = None,
+    ) -> None:
+        self._kv_heads, self._head_dims = storage_sizes(kv_heads, head_dim, v_head_dim)
+        num_pages, page_size = check_int("num_pages", num_pages, 0), check_int("page_size", page_size, 1)
+        self._pool = PagePool(num_pages, page_size, self._kv_heads, self._head_dims, storage_dtype(dtype), storage)
+        self._sequences: dict[int, PagedSequence] = {}
+        self._next_id = 0
+
+    @property
+    def keys(self) -> Tensor:
+        """The pool of keys, shape (num_pages, Hkv, page_size, D), without a copy; :class:`gqa.Quantized` for int8."""
+        return self._pool.keys
+
+    @property
+    def values(self) -> Tensor:
+        """The pool of values, shape (num_pages, Hkv, page_size, Dv), as `keys`."""
+        return self._pool.values
+
+    @property
+    def lengths(self) -> dict[int, int]:
+        """How many tokens each sequence has, by id."""
+        return {id_: sequence.length for id_, sequence in self._sequences.items()}
+
+    @property
+    def block_tables(self) -> dict[int, Table]:
+        """The pages of each sequence, by id: token p is in slot p % page_size of the page at p // page_size."""
+        return {id_: np.array(sequence.pages, np.int64) for id_, sequence in self._sequences.items()}
+
+    @property
+    def free_pages(self) -> int:
+        """How many pages no sequence has."""
+        return len(self._pool.free)
+
+    def add(self) -> int:
+        """A new sequence without tokens; returns its id, which no later sequence gets."""
+        return self._insert(PagedSequence())
+
+    def fork(self, id: int) -> int:
+        """A new sequence with the tokens of another, in the same pages; returns its id."""
+        (sequence,) = self._find([id])
+        return self._insert(self._pool.share(sequence))
+
+    def truncate(self, id: int, length: int) -> None:
+        """Keep the first `length` tokens of a sequence, and give up the pages of the others."""
+        (sequence,) = self._find([id])
+        if check_int("length", length, 0) > sequence.length:
+            raise ValueError(f"length is {length}, expected at most {sequence.length}, the tokens of the sequence")
+        self._pool.truncate(sequence, int(length))
+
+    def free(self, id: int) -> None:
+        """Forget a sequence, and give up its pages."""
+        self.truncate(id, 0)
+        del self._sequences[id]
+
+    def append(self, ids: Any, k: Tensor, v: Tensor, lengths: Any) -> None:
+        """Write new tokens behind those that are there.
+
+        Parameters
+        ----------
+        ids : array of int, shape (N,)
+            Different sequences.
+        k, v : ndarray or Quantized, shape (Tk, Hkv, D) and (Tk, Hkv, Dv)
+            The new tokens, those of the first sequence first. They may not share memory with the pool.
+        lengths : array of int, shape (N,)
+            How many of them each sequence takes; Tk together.
+
+        Raises
+        ------
+        TypeError
+            For an argument of a wrong type or dtype.
+        ValueError
+            For ids that are not there, shapes that do not fit, values that int8 cannot represent, or too few free
+            pages. Nothing is written then.
+        """
+        sequences = self._find(ids)
+        counts = _counts("lengths", lengths, sequences)
+        self._pool.append(sequences, self._accept(k, v, sequences, counts), counts)
+
+    def attend(
+        self,
+        ids: Any,
+        q: Array,
+        q_lengths: Any,
+        k: Tensor | None = None,
+        v: Tensor | None = None,
+        *,
+        causal: bool = True,
+        window: tuple[int | None, int | None] | None = None,
+        scale: float | None = None,
+        softcap: float = 0.0,
+        sinks: Array | None = None,
+        out: Array | None = None,
+        return_lse: bool = False,
+        num_threads: int | None = None,
+    ) -> Any:
+        """Append k and v, if given, and let each sequence's queries attend its tokens.
+
+        Parameters
+        ----------
+        ids : array of int, shape (N,)
+            Different sequences.
+        q : ndarray, shape (Tq, Hq, D)
+            Queries, those of the first sequence first; they stand at the end of their sequence, so that with new tokens
+            query i is at new token i.
+        q_lengths : array of int, shape (N,)
+            How many queries each sequence has; Tq together.
+        k, v : ndarray or Quantized, shape (Tq, Hkv, D) and (Tq, Hkv, Dv), optional
+            New tokens, as many as queries.
+        causal, window, scale, softcap, sinks, out, return_lse, num_threads
+            As in :func:`gqa.varlen_attention`, but causal by default.
+
+        Returns
+        -------
+        out : ndarray, shape (Tq, Hq, Dv), of q's dtype
+        lse : ndarray, shape (Hq, Tq)
+            If return_lse.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As append and varlen_attention. Nothing is written then.
+        """
+        sequences = self._find(ids)
+        queries = _counts("q_lengths", q_lengths, sequences)
+        check_queries(q, ("tokens", "heads", "head_dim"), self._kv_heads, self._head_dims[0])
+        if len(q) != sum(queries):
+            raise ValueError(f"q has {len(q)} tokens, expected {sum(queries)}, which q_lengths {queries} make")
+        stores, counts = [self._pool.store], [0] * len(sequences)
+        if k is not None or v is not None:
+            stores.append(self._accept(k, v, sequences, queries))
+            counts = queries
+        result = attend_sequences(
+            q, stores, *self._tables(sequences, queries, counts), causal=causal, window=window, scale=scale,
+            softcap=softcap, sinks=sinks, out=out, return_lse=return_lse, num_threads=num_threads,
+        )  # fmt: skip
+        if len(stores) > 1:
+            self._pool.append(sequences, stores[1], counts)
+        return result
+
+    def _insert(self, sequence: PagedSequence) -> int:
+        self._next_id += 1
+        self._sequences[self._next_id - 1] = sequence
+        return self._next_id - 1
+
+    def _find(self, ids: Any) -> list[PagedSequence]:
+        numbers = int_list("ids", ids, np.size(ids))
+        for i, id_ in enumerate(numbers):
+            if id_ not in self._sequences:
+                raise ValueError(f"ids[{i}] is {id_}, which is no sequence of this cache")
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"ids are {numbers}, expected different ones")
+        return [self._sequences[id_] for id_ in numbers]
+
+    def _accept(self, k: Any, v: Any, sequences: list[PagedSequence], counts: list[int]) -> Store:
+        """Check new tokens, and that there are pages for them; returns them as the pool stores them."""
+        check_tensors(k, v)
+        for name, x, head_dim in zip("kv", (k, v), self._head_dims):
+            check_shape(name, x.shape, (sum(counts), self._kv_heads, head_dim))
+        needed = self._pool.needed(sequences, counts)
+        if needed > self.free_pages:
+            raise ValueError(f"{sum(counts)} more tokens need {needed} pages, but only {self.free_pages} are free")
+        return as_stored(k[None], v[None], self._pool.store)
+
+    def _tables(self, sequences: list[PagedSequence], queries: list[int], counts: list[int]) -> tuple[Table, Table]:
+        """The core's tables of sequences and runs: the pages of each sequence, then its new tokens."""
+        pages = [page for sequence in sequences for page in (*sequence.pages, 0)]
+        runs = np.zeros((len(pages), RUN_COLUMNS), np.int64)
+        runs[:, 1] = pages
+        runs[:, 3] = self._pool.page_size
+        rows, token, run = [], 0, 0
+        for sequence, query_count, count in zip(sequences, queries, counts):
+            run += len(sequence.pages)
+            if filled := sequence.length % self._pool.page_size:
+                runs[run - 1, 3] = filled
+            runs[run] = 1, 0, token, count
+            run += 1
+            keys = sequence.length + count
+            rows.append((0, token, query_count, 0, keys - query_count, keys, 0, 0, len(sequence.pages) + 1))
+            token += query_count
+        return table(rows, SEQUENCE_COLUMNS), runs
+
+
+def _counts(name: str, value: Any, sequences: list[PagedSequence]) -> list[int]:
+    counts = int_list(name, value, len(sequences))
+    if min(counts, default=0) < 0:
+        raise ValueError(f"{name} are {counts}, expected at least 0")
+    return counts

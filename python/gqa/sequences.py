@@ -1,0 +1,158 @@
+"""Sequences whose keys lie in runs of any tensors: what packed batches, rings and pages ask of the core.
+
+A tensor is an array or quantised, a store a pair of them: keys and values with four axes. The core takes stores, a
+table of sequences (where their queries lie, at which position, how many keys) and a table of runs, each of which names
+consecutive tokens of one store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gqa import _core
+from gqa.arguments import Array, as_array, check_output, contiguous_channels, dtype_name, int_array, shares_memory
+from gqa.dtypes import FLOATS, dtype_named, name_of, require_float
+from gqa.quantize import Quantized, quantize_tensor
+from gqa.shapes import MOST_CHANNELS, Shape, check_flag, check_float, check_int, check_shape, check_window
+
+Tensor = npt.NDArray[Any] | Quantized
+Store = tuple[Tensor, Tensor]
+Table = npt.NDArray[np.int64]
+
+SEQUENCE_COLUMNS = 9  # batch, token, queries, padding, offset, keys, mask batch, mask key, number of runs
+RUN_COLUMNS = 4  # store, batch, token, count
+
+
+def attend_sequences(
+    q: Array, stores: list[Store], sequences: Table, runs: Table, *, out: Any, return_lse: Any, causal: Any,
+    window: Any, scale: Any, softcap: Any, sinks: Any, num_threads: Any, layout: str = "bshd", mask: Any = None,
+    mask_shape: tuple[int, int, int] = (0, 0, 0),
+) -> Any:  # fmt: skip
+    """Check the options, which are those of attention, and call the core: out, or (out, lse).
+
+    q and out may be packed: (tokens, heads, channels), with lse (heads, tokens) and a layout of "bshd".
+    """
+    packed = q.ndim == 3
+    q = q[None] if packed else q
+    if mask is not None:
+        as_array("mask", mask)
+    if sinks is not None:
+        require_float("sinks", dtype_name("sinks", as_array("sinks", sinks)))
+        check_shape("sinks", sinks.shape, (q.shape[1 if layout == "bhsd" else 2],))
+        sinks = sinks.astype(np.float64)
+    target = out
+    if out is not None:
+        inputs = {"q": q} if mask is None else {"q": q, "mask": mask}
+        shape = (*q.shape[:3], stores[0][1].shape[3])
+        check_output(out, shape[1:] if packed else shape, q.dtype.name, inputs)
+        tensors = arrays(*(x for store in stores for x in store))
+        if any(shares_memory(out, x) for x in tensors):
+            raise ValueError("out overlaps keys or values in memory")
+        if any(np.may_share_memory(out, x) for x in (*inputs.values(), *tensors)):
+            target = None  # interleaved with an input: too fine for the core to tell
+    result = _core.attend_sequences(
+        contiguous_channels(q), stores, sequences, runs, mask, mask_shape, check_flag("causal", causal),
+        check_window(window), scale if scale is None else check_float("scale", scale),
+        check_float("softcap", softcap, 0.0), sinks, layout, target[None] if packed and target is not None else target,
+        check_flag("return_lse", return_lse),
+        num_threads if num_threads is None else check_int("num_threads", num_threads, 1),
+    )  # fmt: skip
+    output = result[0] if return_lse else result
+    output = output[0] if packed else output
+    if out is not None:
+        if target is None:
+            np.copyto(out, output)
+        output = out
+    if not return_lse:
+        return output
+    return output, result[1][0].T if packed else result[1]
+
+
+def table(rows: Sequence[tuple[int, ...]], columns: int) -> Table:
+    """A table of the core, which may be empty."""
+    return np.array(rows, np.int64).reshape(-1, columns)
+
+
+def int_list(name: str, value: Any, count: int) -> list[int]:
+    """`value` as a list of that many ints; TypeError if it holds no integers, ValueError if there are others."""
+    integers: list[int] = int_array(name, value, (count,)).tolist()
+    return integers
+
+
+def check_tensors(k: Any, v: Any) -> None:
+    """Raise unless k and v are both there and arrays of floats, or quantised."""
+    if k is None or v is None:
+        raise ValueError("k is given without v" if v is None else "v is given without k")
+    for name, x in (("k", k), ("v", v)):
+        if not isinstance(x, Quantized):
+            require_float(name, dtype_name(name, as_array(name, x)))
+
+
+def contiguous(x: Tensor) -> Tensor:
+    """`x` with a contiguous last axis: itself if possible, a copy otherwise."""
+    return Quantized(contiguous_channels(x.data), x.scale) if isinstance(x, Quantized) else contiguous_channels(x)
+
+
+def arrays(*tensors: Tensor) -> list[Array]:
+    """The arrays that tensors are made of."""
+    return [x for t in tensors for x in ((t.data, t.scale) if isinstance(t, Quantized) else (t,))]
+
+
+def check_queries(q: Any, axes: tuple[str, ...], kv_heads: int, head_dim: int) -> None:
+    """Raise unless `q` is an array with those axes that can attend to keys of that size."""
+    if as_array("q", q).ndim != len(axes):
+        raise ValueError(f"q has shape {q.shape}, expected ({', '.join(axes)})")
+    if q.shape[axes.index("heads")] % kv_heads != 0:
+        raise ValueError(f"the cache has {kv_heads} heads, which does not divide those of q {q.shape}")
+    if q.shape[-1] != head_dim:
+        raise ValueError(f"q has head_dim {q.shape[-1]}, expected {head_dim} as the cache")
+
+
+def storage_dtype(dtype: Any) -> str:
+    """The name of a dtype that caches store; TypeError for others."""
+    name = name_of(dtype)
+    if name not in (*FLOATS, "int8"):
+        raise TypeError(f"dtype is {name}, expected {', '.join(FLOATS)} or int8")
+    return name
+
+
+def storage_sizes(kv_heads: Any, head_dim: Any, v_head_dim: Any) -> tuple[int, tuple[int, int]]:
+    """The sizes of a token, checked: kv_heads, (head_dim, v_head_dim), which are the same by default."""
+    v_head_dim = head_dim if v_head_dim is None else v_head_dim
+    for name, n in (("head_dim", head_dim), ("v_head_dim", v_head_dim)):
+        if check_int(name, n, 0) > MOST_CHANNELS:
+            raise ValueError(f"{name} is {n}, expected at most {MOST_CHANNELS}")
+    return check_int("kv_heads", kv_heads, 1), (int(head_dim), int(v_head_dim))
+
+
+def zeros(shape: Shape, dtype: str) -> Tensor:
+    """Storage for tokens; that of "int8" has scales."""
+    if dtype == "int8":
+        return Quantized(np.zeros(shape, np.int8), np.zeros(shape[:-1], np.float32))
+    return np.zeros(shape, dtype_named(dtype))
+
+
+def as_stored(k: Tensor, v: Tensor, store: Store) -> Store:
+    """k and v as the store holds them: themselves if they are of its dtype and their last axes contiguous."""
+    if any(np.may_share_memory(x, y) for x in arrays(k, v) for y in arrays(*store)):
+        raise ValueError("k or v shares memory with the cache; give it a copy")
+    return _converted("k", k, store[0]), _converted("v", v, store[1])
+
+
+def _converted(name: str, x: Tensor, to: Tensor) -> Tensor:
+    if isinstance(to, Quantized):
+        return contiguous(x) if isinstance(x, Quantized) else quantize_tensor(name, x)
+    x = x.dequantize() if isinstance(x, Quantized) else x
+    return contiguous(x.astype(to.dtype, copy=False))
+
+
+def spans(first: int, last: int, *sizes: int) -> Iterator[tuple[int, int]]:
+    """Cut [first, last) at the multiples of each size: (start, count) of each piece."""
+    while first < last:
+        count = min(last - first, *(size - first % size for size in sizes))
+        yield first, count
+        first += count

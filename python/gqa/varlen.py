@@ -1,0 +1,130 @@
+"""Attention over packed batches: sequences of any lengths one after another, without padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gqa.arguments import Array, as_array, dtype_name, int_array
+from gqa.dtypes import require_float
+from gqa.quantize import Quantized
+from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Table, attend_sequences, check_tensors, contiguous
+from gqa.shapes import attention_shapes
+
+
+def varlen_attention(
+    q: Array,
+    k: Array | Quantized,
+    v: Array | Quantized,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    *,
+    kv_lengths: Any = None,
+    causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    sinks: Array | None = None,
+    out: Array | None = None,
+    return_lse: bool = False,
+    num_threads: int | None = None,
+) -> Any:
+    """Attention within each sequence of a packed batch.
+
+    Sequence n has the queries cu_seqlens_q[n] to cu_seqlens_q[n + 1] of q and the keys cu_seqlens_k[n] to
+    cu_seqlens_k[n + 1] of k and v; its queries stand at the end of its keys, so causal and window are aligned bottom
+    right. Query head h attends with key/value head h // (Hq // Hkv); keys and values are never repeated or copied.
+
+    Parameters
+    ----------
+    q : ndarray, shape (Tq, Hq, D)
+        float32, float64, float16 or bfloat16.
+    k, v : ndarray or Quantized, shape (Tk, Hkv, D) and (Tk, Hkv, Dv)
+        Any strides, as views of a fused projection have them; a last axis that is not contiguous is copied first.
+    cu_seqlens_q, cu_seqlens_k : array of int, shape (N + 1,)
+        Where the sequences begin and end: 0 first, not decreasing, at most Tq or Tk. Sequences may be empty.
+    kv_lengths : array of int, shape (N,), optional
+        How many of its keys each sequence uses; those past it are never read.
+    causal, window, scale, softcap, sinks, num_threads
+        As in :func:`gqa.attention`.
+    out : ndarray, shape (Tq, Hq, Dv), optional
+        Where to put the output: the dtype of q, any strides; must not overlap an input.
+    return_lse : bool
+        Return the log-sum-exp of the scores as well.
+
+    Returns
+    -------
+    out : ndarray, shape (Tq, Hq, Dv), of q's dtype
+        Rows without keys, and rows past the last sequence, are 0.
+    lse : ndarray, shape (Hq, Tq)
+        If return_lse; -inf for rows without keys. float64 if any of q, k and v is, else float32.
+
+    Raises
+    ------
+    TypeError
+        For an argument of a wrong type or dtype.
+    ValueError
+        For shapes that do not fit or values out of range.
+
+    Notes
+    -----
+    The result of a sequence is the same to the last bit whatever its neighbours. The arguments are those of
+    flash_attn_varlen_func (Dao 2023, arXiv:2307.08691), with kv_lengths for its seqused_k.
+
+    Examples
+    --------
+    >>> import gqa, numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> q = rng.standard_normal((5, 4, 16), np.float32)
+    >>> k, v = rng.standard_normal((2, 5, 2, 16), np.float32)
+    >>> out = gqa.varlen_attention(q, k, v, [0, 3, 5], [0, 3, 5], causal=True)
+    >>> bool((out[3:] == gqa.varlen_attention(q[3:], k[3:], v[3:], [0, 2], [0, 2], causal=True)).all())
+    True
+    """
+    require_float("q", dtype_name("q", as_array("q", q)))
+    check_tensors(k, v)
+    if q.ndim != 3:
+        raise ValueError(f"q has shape {q.shape}, expected (tokens, heads, head_dim)")
+    sizes = attention_shapes({"q": q.shape, "k": k.shape, "v": v.shape}, layout="bshd")
+
+    q_ends = _boundaries("cu_seqlens_q", cu_seqlens_q, sizes.queries)
+    k_ends = _boundaries("cu_seqlens_k", cu_seqlens_k, sizes.keys)
+    count = len(q_ends) - 1
+    if len(k_ends) != count + 1:
+        raise ValueError(f"cu_seqlens_k has shape {k_ends.shape}, expected {q_ends.shape} as cu_seqlens_q")
+    queries, keys = np.diff(q_ends), np.diff(k_ends)
+    if kv_lengths is not None:
+        used = int_array("kv_lengths", kv_lengths, (count,))
+        for n in np.flatnonzero((used < 0) | (used > keys)):
+            raise ValueError(f"kv_lengths[{n}] is {used[n]}, expected 0 to {keys[n]}, the keys of its sequence")
+        keys = used
+
+    sequences = np.zeros((count + 1, SEQUENCE_COLUMNS), np.int64)
+    sequences[:, 1] = q_ends
+    sequences[:-1, 2] = queries
+    sequences[-1, 3] = sizes.queries - q_ends[-1]  # the last has no query: its rows are padding
+    sequences[:-1, 4] = keys - queries
+    sequences[:-1, 5] = keys
+    sequences[:-1, 8] = 1
+    runs = np.zeros((count, RUN_COLUMNS), np.int64)
+    runs[:, 2] = k_ends[:-1]
+    runs[:, 3] = keys
+    return attend_sequences(
+        q, [(contiguous(k)[None], contiguous(v)[None])], sequences, runs, causal=causal, window=window, scale=scale,
+        softcap=softcap, sinks=sinks, out=out, return_lse=return_lse, num_threads=num_threads,
+    )  # fmt: skip
+
+
+def _boundaries(name: str, value: Any, tokens: int) -> Table:
+    """Where sequences begin and end, checked."""
+    ends = int_array(name, value, np.shape(value))
+    if ends.ndim != 1 or len(ends) == 0:
+        raise ValueError(f"{name} has shape {ends.shape}, expected (number of sequences + 1,)")
+    if ends[0] != 0:
+        raise ValueError(f"{name}[0] is {ends[0]}, expected 0")
+    for n in np.flatnonzero(ends[1:] < ends[:-1]):
+        raise ValueError(f"{name}[{n + 1}] is {ends[n + 1]}, expected at least {ends[n]}, which comes before it")
+    if ends[-1] > tokens:
+        raise ValueError(f"{name} ends with {ends[-1]}, expected at most {tokens}, the number of tokens")
+    return ends

@@ -1,0 +1,168 @@
+"""The table of cases: sizes on both sides of every seam of the kernels, every option, and every pair of options.
+
+Seams: a register tile has 4 to 32 rows; rows go into the lanes from 16 rows (group * queries) on, in blocks of 96 keys,
+where one or two blocks take another path than three; with fewer rows blocks have 256 keys; up to 64 rows are split every
+768 keys; a task has up to 1024 rows.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+import oracle
+
+TENSORS = ("q", "k", "v", "past_key", "past_value")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call; `keys` counts the past's, where the options have one."""
+
+    heads: tuple[int, int] = (4, 2)
+    queries: int = 3
+    keys: int = 40
+    head_dim: int = 16
+    v_head_dim: int = 24
+    batch: int = 2
+    options: tuple[str, ...] = ()
+    latent: bool = False  # v is a view of k
+
+    def __str__(self):
+        sizes = (
+            f"{self.batch}x{self.heads[0]}/{self.heads[1]}x{self.queries}x{self.keys}x{self.head_dim}/{self.v_head_dim}"
+        )
+        return "-".join((sizes, *self.options))
+
+    def arguments(self, dtype, layout="bhsd"):
+        """The keyword arguments of the call, C-contiguous."""
+        rng = np.random.default_rng(zlib.crc32(str(self).encode()))
+        new = self.keys - self.keys // 2 if "past" in self.options else self.keys
+
+        def normal(heads, tokens, head_dim):
+            return rng.standard_normal((self.batch, heads, tokens, head_dim)).astype(dtype)
+
+        arguments = {"q": normal(self.heads[0], self.queries, self.head_dim)}
+        for key, value, tokens in (("k", "v", new), ("past_key", "past_value", self.keys - new)):
+            if key == "past_key" and "past" not in self.options:
+                continue
+            arguments[key] = normal(self.heads[1], tokens, self.head_dim)
+            arguments[value] = normal(self.heads[1], tokens, self.v_head_dim)
+        for option in self.options:
+            arguments |= OPTIONS[option](self, rng, dtype)
+        if layout == "bshd":
+            arguments |= {
+                name: np.ascontiguousarray(arguments[name].swapaxes(1, 2)) for name in TENSORS if name in arguments
+            }
+        if self.latent:
+            arguments["v"] = arguments["k"][..., : self.v_head_dim]
+        return arguments | {"layout": layout}
+
+    def expected(self, dtype, layout="bhsd"):
+        """(out, lse) of the oracle, in float64."""
+        out, lse = _expected(self, np.dtype(dtype))
+        return (out, lse) if layout == "bhsd" else (out.swapaxes(1, 2), lse.swapaxes(1, 2))
+
+
+@functools.lru_cache(maxsize=4096)
+def _expected(case, dtype):
+    return oracle.attention(**case.arguments(dtype))
+
+
+def _bool_mask(case, rng, dtype):
+    mask = rng.random((case.batch, 1, case.queries, case.keys)) < 0.7
+    mask[:1, :, -1:] = False  # a row without keys
+    return {"mask": mask}
+
+
+def _float_mask(case, rng, dtype):
+    mask = rng.standard_normal((case.heads[0], case.queries, case.keys))
+    mask[rng.random(mask.shape) < 0.2] = -np.inf
+    mask[0, :1] = -np.inf  # a row without keys
+    return {"mask": mask.astype(dtype)}
+
+
+OPTIONS = {
+    "past": lambda case, rng, dtype: {},
+    "causal": lambda case, rng, dtype: {"causal": True},
+    "offset": lambda case, rng, dtype: {"query_offset": rng.integers(-2, case.keys + 2, case.batch)},
+    "window": lambda case, rng, dtype: {"window": (case.keys // 3, 2)},
+    "lengths": lambda case, rng, dtype: {"kv_lengths": rng.integers(0, case.keys + 1, case.batch)},
+    "bool_mask": _bool_mask,
+    "float_mask": _float_mask,
+    "scale": lambda case, rng, dtype: {"scale": -0.15},
+    "softcap": lambda case, rng, dtype: {"softcap": 1.5},
+    "sinks": lambda case, rng, dtype: {"sinks": rng.standard_normal(case.heads[0]).astype(dtype)},
+}
+
+HEADS = [
+    Case(heads=heads, queries=queries, keys=50)
+    for heads in ((1, 1), (4, 4), (4, 2), (8, 2), (9, 3), (5, 1), (14, 2), (33, 1))
+    for queries in (1, 7)
+]
+HEAD_DIMS = [
+    Case(head_dim=head_dim, v_head_dim=v_head_dim, queries=queries, keys=29, latent=head_dim == 576)
+    for head_dim, v_head_dim in (
+        (1, 1), (5, 5), (5, 3), (2, 9), (8, 8), (13, 31), (33, 17), (64, 64), (80, 80), (128, 128), (7, 256), (256, 256), (576, 512),
+    )
+    for queries in (1, 3, 21)
+]  # fmt: skip
+ROWS = [
+    Case(heads=(group, 1), queries=rows // group, keys=100, batch=1)
+    for group, rows in itertools.product(
+        (1, 3), (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 18, 24, 30, 31, 32, 33, 48, 49, 63, 64, 65, 66, 97)
+    )
+    if rows % group == 0
+]
+KEYS = [
+    Case(heads=(2, 1), queries=queries, keys=keys, batch=1, options=options)
+    for queries in (1, 2, 9, 33)
+    for keys in (0, 1, 2, 3, 5, 6, 7, 11, 12, 13, 16, 17, 95, 96, 97, 191, 192, 193, 255, 256, 257, 289, 512, 513)
+    for options in ((), ("causal", "past"))
+]
+EMPTY = [
+    Case(**{name: 0 for name in names})
+    for names in (
+        ("batch",),
+        ("queries",),
+        ("keys",),
+        ("head_dim",),
+        ("v_head_dim",),
+        ("head_dim", "v_head_dim"),
+        ("keys", "batch"),
+    )
+] + [Case(queries=20, head_dim=0), Case(queries=20, v_head_dim=0), Case(heads=(0, 2)), Case(queries=20, keys=0)]
+ONE_OPTION = [(option,) for option in OPTIONS]
+TWO_OPTIONS = [pair for pair in itertools.combinations(OPTIONS, 2) if pair != ("bool_mask", "float_mask")]
+MANY_OPTIONS = [
+    ("past", "causal", "window", "lengths", "bool_mask", "scale", "softcap", "sinks"),
+    ("past", "causal", "offset", "window", "lengths", "float_mask", "scale", "softcap", "sinks"),
+]
+WITH_OPTIONS = [
+    Case(heads=heads, queries=queries, keys=keys, options=options)
+    for options in ONE_OPTION + TWO_OPTIONS + MANY_OPTIONS
+    for heads, queries, keys in (((6, 2), 1, 270), ((4, 2), 5, 30), ((6, 2), 7, 110), ((4, 2), 26, 203))
+]
+CASES = HEADS + HEAD_DIMS + ROWS + KEYS + EMPTY + WITH_OPTIONS
+
+# Long enough for several threads, and for splits where rows are few.
+LONG = [
+    Case(heads=heads, queries=queries, keys=keys, head_dim=64, v_head_dim=64, batch=batch, options=options)
+    for heads, queries, keys, batch, options in (
+        ((4, 1), 1, 767, 1, ()),
+        ((4, 1), 1, 768, 1, ()),
+        ((8, 2), 1, 2305, 1, ("sinks",)),
+        ((2, 1), 8, 2305, 1, ("causal", "past")),
+        ((4, 2), 3, 1600, 2, ("lengths", "softcap")),
+        ((3, 1), 5, 1600, 2, ("bool_mask",)),
+        ((4, 1), 16, 1537, 1, ("causal", "window")),
+        ((13, 1), 5, 800, 2, ("float_mask", "past")),
+        ((4, 2), 300, 300, 1, ("causal",)),
+        ((2, 1), 530, 120, 1, ("offset",)),
+        ((3, 3), 150, 400, 2, ("lengths", "causal", "window", "sinks")),
+    )
+]
