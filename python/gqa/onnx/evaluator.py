@@ -1,0 +1,132 @@
+"""gqa's operators for the reference evaluator of the package onnx. The one module here that imports that package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gqa.arguments import Array
+from gqa.onnx.attention import attention
+from gqa.onnx.flex_attention import flex_attention
+from gqa.onnx.group_query_attention import group_query_attention
+from gqa.onnx.rotary import microsoft_rotary_embedding, rotary_embedding
+
+try:
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import OpRun
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("ONNX models and graphs need the package onnx: pip install 'gqa[onnx]'") from error
+
+
+class Operator(OpRun):  # type: ignore[misc]
+    """An operator whose missing inputs and outputs are None, and whose defaults are its function's."""
+
+    op_schema = None
+
+    def run(self, *inputs: Any, **context: Any) -> tuple[Any, ...]:
+        inputs = tuple(x if name else None for name, x in zip(self.onnx_node.input, inputs))
+        try:
+            outputs = super().run(*inputs, **context)
+        except TypeError as error:  # raised by OpRun in place of what went wrong
+            raise TypeError(f"{self.onnx_node.op_type}: {error.__cause__ or error}") from error
+        return tuple(x if name else None for name, x in zip(self.onnx_node.output, outputs))
+
+    def asks_for(self, output: int) -> bool:
+        """Whether the node names that output."""
+        return output < len(self.onnx_node.output) and self.onnx_node.output[output] != ""
+
+    def given(self, outputs: tuple[Any, ...]) -> tuple[Array, ...]:
+        """The outputs as OpRun wants them: something for each; ValueError if one that is asked for is missing."""
+        for i, x in enumerate(outputs):
+            if x is None and self.asks_for(i):
+                raise ValueError(
+                    f"{self.onnx_node.op_type} has no output {i}, {self.onnx_node.output[i]!r}, as its attributes are"
+                )
+        return tuple(np.empty(0) if x is None else x for x in outputs)
+
+
+class Attention(Operator):
+    op_domain = ""
+
+    def _run(self, *inputs: Any, **attributes: Any) -> tuple[Array, ...]:
+        opset = self.run_params["opsets"][""]
+        if opset >= 25 and self.asks_for(1) != self.asks_for(2):
+            raise ValueError("Attention has one of the outputs present_key and present_value, expected both or neither")
+        present = self.asks_for(1) or self.asks_for(2)
+        return self.given(
+            attention(*inputs, opset=opset, present=present, qk_matmul_output=self.asks_for(3), **attributes)
+        )
+
+
+class FlexAttention(Operator):
+    op_domain = "ai.onnx.preview"
+
+    def _run(self, *inputs: Any, attributes: Any = None, bindings: Any = None, **given: Any) -> tuple[Array, ...]:
+        for name in ("score_mod", "prob_mod"):
+            if name in given:
+                given[name] = graph_function(name, given[name], attributes)
+        return (flex_attention(*inputs, **given),)
+
+
+def _operator(domain: str, name: str, function: Callable[..., Any]) -> type[Operator]:
+    """The class of an operator whose inputs and attributes are the arguments of that function."""
+
+    def _run(self: Operator, *inputs: Any, **attributes: Any) -> tuple[Array, ...]:
+        outputs = function(*inputs, **attributes)
+        return self.given(outputs if isinstance(outputs, tuple) else (outputs,))
+
+    return type(name, (Operator,), {"op_domain": domain, "_run": _run, "__module__": __name__})
+
+
+OPERATORS = [
+    Attention,
+    FlexAttention,
+    _operator("com.microsoft", "GroupQueryAttention", group_query_attention),
+    _operator("com.microsoft", "RotaryEmbedding", microsoft_rotary_embedding),
+    _operator("", "RotaryEmbedding", rotary_embedding),
+]
+
+
+def graph_function(name: str, graph: Any, attributes: Any = None) -> Callable[[Array], Array]:
+    """A graph of one input and one output as a function; given as GraphProto or as an evaluator of one."""
+    if isinstance(graph, onnx.GraphProto):
+        graph = ReferenceEvaluator(graph, opsets=_newest_opsets(), new_ops=OPERATORS)
+    proto = graph.proto_
+    constants = {x.name for x in proto.initializer}
+    inputs = [x for x in proto.input if x.name not in constants]
+    if len(inputs) != 1 or len(proto.output) != 1:
+        raise ValueError(f"{name} has {len(inputs)} inputs and {len(proto.output)} outputs, expected one of each")
+    if outside := captured(proto):
+        raise ValueError(f"{name} uses {outside[0]!r} from outside of its graph, expected nothing but its input")
+    declared = inputs[0].type.tensor_type.elem_type
+
+    def function(x: Array) -> Array:
+        if declared and onnx.helper.tensor_dtype_to_np_dtype(declared) != x.dtype:
+            raise TypeError(
+                f"{name} takes {onnx.TensorProto.DataType.Name(declared)}, but softmax_precision is {x.dtype}"
+            )
+        result: Array = graph.run(None, {inputs[0].name: x}, attributes=attributes)[0]
+        return result
+
+    return function
+
+
+def captured(graph: Any, outside: frozenset[str] = frozenset()) -> list[str]:
+    """The names that a graph uses but neither takes, holds nor computes; `outside` are those it may use besides."""
+    known = {"", *outside, *(x.name for part in (graph.input, graph.initializer) for x in part)}
+    known |= {x.values.name for x in graph.sparse_initializer}
+    missing = []
+    for node in graph.node:
+        missing += [name for name in node.input if name not in known]
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                missing += captured(inner, frozenset(known))
+        known |= set(node.output)
+    return missing + [x.name for x in graph.output if x.name not in known]
+
+
+def _newest_opsets() -> dict[str, int]:
+    return {"": onnx.defs.onnx_opset_version(), "ai.onnx.preview": 1, "com.microsoft": 1}
