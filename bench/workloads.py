@@ -1,0 +1,145 @@
+"""What is measured: one table of workloads, their data, and the float64 result that every peer is checked against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Inputs = tuple[Array, Array, Array]  # q (B, Hq, S, D), k and v (B, Hkv, T, D)
+
+TOLERANCE = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2, "int8": 5e-2}  # a larger error is a wrong result
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One shape of attention. The queries stand at the end of the keys; a causal one lets each see its past only."""
+
+    task: str
+    heads: tuple[int, int, int]  # query heads, key/value heads, head_dim
+    queries: int
+    keys: int
+    batch: int = 1
+    causal: bool = False
+    dtype: str = "float32"
+    cache: str = ""  # "int8": quantised keys and values, float32 queries
+    cold: bool = False  # a new set of buffers at every call, so that none is in a cache
+    overhead: bool = False  # so small that only the cost of a call shows
+
+    @property
+    def name(self) -> str:
+        options = [self.dtype] * (self.dtype != "float32") + [self.cache] * bool(self.cache) + ["cold"] * self.cold
+        return " ".join([self.task, "/".join(map(str, self.heads)), *options])
+
+    @property
+    def group(self) -> int:
+        return self.heads[0] // self.heads[1]
+
+    @property
+    def flops(self) -> int:
+        """Operations of the two products, over the keys that are attended."""
+        per_head = self.queries * self.keys
+        if self.causal:
+            per_head -= self.queries * (self.queries - 1) // 2
+        return 4 * self.batch * self.heads[0] * per_head * self.heads[2]
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values, each read once; a quantised cache has a float32 scale per token and head."""
+        row = self.heads[2] + 4 if self.cache else self.heads[2] * (4 if self.dtype == "float32" else 2)
+        return 2 * self.batch * self.heads[1] * self.keys * row
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE[self.cache or self.dtype]
+
+    def inputs(self, seed: int) -> Inputs:
+        """Unit-normal q, k and v of the workload's dtype."""
+        rng = np.random.default_rng(seed)
+        query_heads, kv_heads, head_dim = self.heads
+        sizes = ((query_heads, self.queries), (kv_heads, self.keys), (kv_heads, self.keys))
+        q, k, v = (rng.standard_normal((self.batch, *size, head_dim), np.float32) for size in sizes)
+        return q.astype(numpy_dtype(self.dtype)), k.astype(numpy_dtype(self.dtype)), v.astype(numpy_dtype(self.dtype))
+
+    def mask(self) -> Array | None:
+        """Which keys each query sees, (S, T) bool; None: all."""
+        if not self.causal:
+            return None
+        return np.arange(self.keys) <= np.arange(self.queries)[:, None] + self.keys - self.queries
+
+
+def numpy_dtype(name: str) -> Any:
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def error(workload: Workload, inputs: Inputs, output: Array, rows: int = 16) -> float:
+    """Largest absolute difference from float64 attention, on some rows of every head; infinite for a wrong shape."""
+    q, k, v = inputs
+    if output.shape != q.shape:
+        return float("inf")
+    chosen = np.unique(np.linspace(0, workload.queries - 1, rows).astype(int))
+    mask = workload.mask()
+    worst, group = 0.0, workload.group
+    for b, h in np.ndindex(k.shape[:2]):
+        heads = slice(h * group, (h + 1) * group)
+        query, key, value = (x.astype(np.float64) for x in (q[b, heads][:, chosen], k[b, h], v[b, h]))
+        scores = query @ key.T / np.sqrt(workload.heads[2])
+        if mask is not None:
+            scores = np.where(mask[chosen], scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        expected = weights @ value / weights.sum(-1, keepdims=True)
+        difference = np.abs(output[b, heads][:, chosen].astype(np.float64) - expected).max()
+        worst = max(worst, float(np.nan_to_num(difference, nan=np.inf)))
+    return worst
+
+
+LLAMA = (32, 8, 128)
+LLAMA_64 = (32, 8, 64)
+MULTI_HEAD = (12, 12, 64)
+MULTI_QUERY = (8, 1, 128)
+
+
+def prefill(n: int, heads: tuple[int, int, int], **options: Any) -> Workload:
+    return Workload(f"prefill {n}", heads, n, n, causal=True, **options)
+
+
+def decode(n: int, heads: tuple[int, int, int], **options: Any) -> Workload:
+    batch = options.get("batch", 1)
+    return Workload(f"decode {n}" if batch == 1 else f"decode {batch} x {n}", heads, 1, n, **options)
+
+
+FLOAT32 = (
+    *(prefill(n, heads) for heads in (LLAMA, LLAMA_64, MULTI_HEAD, MULTI_QUERY) for n in (128, 512, 2048)),
+    Workload("full 1024", MULTI_HEAD, 1024, 1024),
+    Workload("full 8 x 128", MULTI_HEAD, 128, 128, batch=8),
+    *(Workload("chunk 256 over 4096", heads, 256, 4096 + 256, causal=True) for heads in (LLAMA, LLAMA_64)),
+    Workload("8 queries over 4096", LLAMA, 8, 4096, causal=True),
+    *(decode(n, LLAMA) for n in (128, 1024, 4096, 32768)),
+    *(decode(4096, heads) for heads in (MULTI_HEAD, MULTI_QUERY)),
+    *(decode(n, LLAMA, batch=8) for n in (1024, 4096)),
+)
+SMALLER_TYPES = (
+    *(make(n, LLAMA, dtype=dtype) for make, n in ((prefill, 512), (decode, 4096)) for dtype in ("float16", "bfloat16")),
+    *(decode(n, LLAMA, cache="int8") for n in (4096, 32768)),
+)
+COLD = tuple(
+    replace(workload, cold=True)
+    for workload in (
+        prefill(128, LLAMA),
+        *(decode(n, LLAMA) for n in (128, 1024, 4096)),
+        *(decode(4096, heads) for heads in (MULTI_HEAD, MULTI_QUERY)),
+        *(decode(4096, LLAMA, dtype=dtype) for dtype in ("float16", "bfloat16")),
+        decode(4096, LLAMA, cache="int8"),
+    )
+)
+TINY = (
+    Workload("tiny 1 over 16", (4, 2, 32), 1, 16, overhead=True),
+    Workload("tiny 4 over 6", (9, 3, 8), 4, 6, overhead=True),
+)
+WORKLOADS = (*FLOAT32, *SMALLER_TYPES, *COLD, *TINY)

@@ -1,0 +1,139 @@
+"""The benchmark: its table is sound, results are checked, reports and comparisons say what the numbers say."""
+
+import copy
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCH = Path(__file__).parent.parent / "bench"
+sys.path.append(str(BENCH))
+
+import limits  # noqa: E402
+import report  # noqa: E402
+import results  # noqa: E402
+import workloads  # noqa: E402
+from peers import PEERS, Unsupported  # noqa: E402
+from workloads import WORKLOADS, Workload  # noqa: E402
+
+compare = runpy.run_path(str(BENCH / "compare.py"))["compare"]
+needs_compiler = pytest.mark.skipif(limits.compiler() is None, reason="no C++ compiler")
+SMALL = [
+    Workload("causal", (4, 2, 16), 5, 5, causal=True),
+    Workload("chunk", (4, 2, 16), 3, 9, causal=True, batch=2),
+    Workload("full", (6, 2, 8), 4, 7, dtype="float16"),
+    Workload("decode", (8, 1, 32), 1, 33, dtype="bfloat16"),
+    Workload("quantised", (8, 2, 32), 1, 33, cache="int8"),
+]
+
+
+def test_workloads_have_different_names():
+    assert len({workload.name for workload in WORKLOADS}) == len(WORKLOADS)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+def test_workloads_are_attention(workload):
+    query_heads, kv_heads, _ = workload.heads
+    assert query_heads % kv_heads == 0
+    assert not workload.causal or workload.queries <= workload.keys
+
+
+def test_operations_count_what_the_mask_leaves():
+    for workload in SMALL:
+        mask = workload.mask()
+        scores = workload.queries * workload.keys if mask is None else mask.sum()
+        assert workload.flops == 4 * workload.batch * workload.heads[0] * workload.heads[2] * scores
+
+
+def test_bytes_are_those_of_the_buffers():
+    for workload in SMALL:
+        _, k, v = workload.inputs(0)
+        scales = 2 * workload.batch * workload.heads[1] * workload.keys * 4
+        expected = k.size + v.size + scales if workload.cache else k.nbytes + v.nbytes
+        assert workload.kv_bytes == expected
+
+
+@pytest.mark.parametrize("peer", ["gqa", "NumPy"])
+@pytest.mark.parametrize("workload", SMALL, ids=lambda workload: workload.name)
+def test_peers_agree_with_float64(workload, peer):
+    inputs = workload.inputs(1)
+    if workload.cache and peer == "NumPy":
+        with pytest.raises(Unsupported):
+            PEERS[peer](workload, inputs, 1)
+        return
+    call = PEERS[peer](workload, inputs, 1)
+    assert workloads.error(workload, inputs, call.output(call.run())) < workload.tolerance
+
+
+def test_a_wrong_result_is_seen():
+    workload = SMALL[0]
+    inputs = workload.inputs(1)
+    right = PEERS["gqa"](workload, inputs, 1).run()
+    wrong = right.copy()
+    wrong[0, -1, -1, 0] += 1
+    assert workloads.error(workload, inputs, wrong) == pytest.approx(1, abs=1e-5)
+    wrong[0, -1, -1, 0] = np.nan
+    assert workloads.error(workload, inputs, wrong) == np.inf
+    assert workloads.error(workload, inputs, right[:, :1]) == np.inf
+
+
+@needs_compiler
+def test_limits_are_rates():
+    measured = limits.Limits("baseline", 2).measure(1 << 20)
+    assert measured.flops > 0
+    assert set(measured.reads) == set(limits.STREAMS)
+    assert all(0 < rate < np.inf for rate in measured.reads.values())
+
+
+def example(seconds):
+    """A result in which gqa took `seconds` where the limit was 1."""
+    row = {"name": "decode", "isa": "avx2", "flops": 10, "kv_bytes": 100, "overhead": False, "copies": 1, "absent": {}}
+    row["rates"] = [[{"flops": 100.0, "reads": {"1": 50.0, "4": 100.0}}, True]] * 2
+    turns = [[seconds, True], [9.0, False], [seconds, True]]
+    row["peers"] = {"gqa": {"error": 1e-7, "turns": turns}, "NumPy": {"error": 2e-7, "turns": [[6.0, True]] * 2}}
+    results.summarise(row)
+    machine = {"cpu": "a CPU", "date": "2024-01-01"}
+    return {"machine": machine, "versions": {}, "runs": [{"threads": 1, "isa": "avx2", "workloads": [row]}]}
+
+
+def test_a_summary_takes_calm_turns_and_the_best_streams():
+    (row,) = example(2.0)["runs"][0]["workloads"]
+    assert (row["bound"], row["limit"], row["streams"], row["noisy"]) == ("memory", 1.0, "4", False)
+    assert (row["peers"]["gqa"]["seconds"], row["peers"]["gqa"]["percent"]) == (2.0, 50.0)
+    assert row["peers"]["NumPy"]["ratio"] == 3.0
+
+
+def test_a_row_without_calm_turns_is_noisy():
+    row = copy.deepcopy(example(2.0)["runs"][0]["workloads"][0])
+    row["peers"]["NumPy"]["turns"] = [[5.0, False], [6.0, False], [7.0, False]]
+    results.summarise(row)
+    assert row["noisy"]
+    assert row["peers"]["NumPy"]["seconds"] == 6.0
+
+
+def test_the_report_sets_gqa_beside_its_fastest_peer():
+    text = report.markdown(example(2.0))
+    assert "| decode | 2 s | 0.0 GB/s | 50 % | NumPy | 6 s | 17 % | 3.00x | 1e-07 |" in text
+
+
+def test_a_comparison_flags_what_became_slower():
+    text, worse = compare(example(2.0), example(2.5), tolerance=1.1)
+    assert worse
+    assert "| decode | 1 | avx2 | 1.25 | slower |" in text
+    assert not compare(example(2.0), example(2.1), tolerance=1.1)[1]
+    assert "faster" in compare(example(2.0), example(1.5), tolerance=1.1)[0]
+
+
+@needs_compiler
+def test_a_run_writes_all_that_the_report_needs(tmp_path):
+    out = tmp_path / "results.json"
+    options = ["--only=tiny", "--peers=^(gqa|NumPy|JAX)$", "--rounds=1", "--slot=0.001", f"--out={out}"]
+    subprocess.run([sys.executable, BENCH / "run.py", *options], check=True, capture_output=True)
+    (run,) = json.loads(out.read_text())["runs"]
+    assert [set(row["peers"]) | set(row["absent"]) for row in run["workloads"]] == [{"gqa", "NumPy", "JAX"}] * 2
+    command = [sys.executable, BENCH / "compare.py", out, out]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.count("1.00") == 2
