@@ -1,0 +1,119 @@
+"""What the build must keep to: the kernels of different instruction sets share no code, and the package stays light."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from child import output_of
+from gqa import _core
+
+ROOT = Path(__file__).parent.parent
+KERNELS = ROOT / "csrc/kernels/kernel.cpp"
+EXTENSION = Path(_core.__file__)
+
+
+def symbols(path):
+    """(kind, name) of the symbols of an object or a library, kinds as nm's: capital for global, W, V, u for weak."""
+    if not shutil.which("nm"):
+        pytest.skip("needs nm")
+    listing = subprocess.run(["nm", "-C", str(path)], capture_output=True, text=True, check=True).stdout
+    return [match.groups() for match in re.finditer(r"^[0-9a-f ]{16} (\w) (.*)$", listing, re.MULTILINE)]
+
+
+def flags():
+    """The compiler flags of each instruction set, from CMakeLists.txt."""
+    rows = re.findall(r"set\(flags_(\w+) (.*)\)", (ROOT / "CMakeLists.txt").read_text())
+    return {isa: options.split() for isa, options in rows}
+
+
+@pytest.mark.skipif(not KERNELS.exists(), reason="needs the sources")
+@pytest.mark.parametrize("isa", flags() if KERNELS.exists() else [])
+def test_a_kernel_object_shares_nothing(isa, tmp_path):
+    """Its one symbol for others is `kernels`. Compiled without optimisation, where nothing shared hides by being inlined.
+
+    Of a weak symbol, such as an inline function of the standard library, the linker keeps one copy for everybody: it may be
+    the one compiled for an instruction set that this machine lacks.
+    """
+    compiler = shutil.which("c++") or shutil.which("clang++") or pytest.skip("needs a C++ compiler")
+    target = tmp_path / "kernel.o"
+    command = [
+        compiler,
+        "-std=c++17",
+        "-O0",
+        "-fno-exceptions",
+        "-fno-rtti",
+        f"-DGQA_ISA={isa}",
+        *flags()[isa],
+        "-c",
+        KERNELS,
+        "-o",
+        target,
+    ]
+    compiled = subprocess.run(command, capture_output=True, text=True, check=False)
+    if compiled.returncode != 0 and "unrecognized" in compiled.stderr:
+        pytest.skip("another processor's compiler")
+    assert compiled.returncode == 0, compiled.stderr
+    shared = [(kind, name) for kind, name in symbols(target) if kind != "U" and (kind.isupper() or kind == "u")]
+    assert [name for _, name in shared] == [f"gqa::{isa}::kernels"]
+    needed = {name for kind, name in symbols(target) if kind == "U"}
+    assert needed <= {"exp2", "exp2f", "log2", "log2f", "tanh", "memcpy", "memset", "_GLOBAL_OFFSET_TABLE_"}
+
+
+def test_the_library_holds_no_shared_kernel_code():
+    found = symbols(EXTENSION)
+    kernels = [(kind, name) for kind, name in found if re.search(r"gqa::(avx|baseline)", name)]
+    if not kernels:
+        pytest.skip("the library is stripped")
+    assert [name for kind, name in kernels if kind in "WVu"] == []
+    constants = {name for _, name in kernels if name.endswith("::kernels")}
+    assert constants >= {f"gqa::{isa}::kernels" for isa in _core.available_isas()}
+
+
+def test_the_library_is_small():
+    assert EXTENSION.stat().st_size < 3e6
+
+
+def test_the_import_brings_numpy_and_the_standard_library_alone():
+    added = output_of(
+        """
+        import sys, numpy
+        before = set(sys.modules)
+        import gqa
+        print(*sorted(set(sys.modules) - before))
+        """
+    ).split()
+    roots = {name.split(".")[0] for name in added}
+    assert roots <= {"gqa", "numpy", *sys.stdlib_module_names}
+    assert not [name for name in added if name.startswith(("gqa.nn", "gqa.onnx"))]
+    heavy = {
+        "asyncio",
+        "ctypes",
+        "email",
+        "http",
+        "importlib.metadata",
+        "inspect",
+        "json",
+        "logging",
+        "multiprocessing",
+        "unittest",
+    }
+    assert not heavy.intersection(added)
+
+
+def test_all_public_names_exist_and_are_documented():
+    import gqa
+
+    for name in gqa.__all__:
+        assert getattr(gqa, name).__doc__
+
+
+def test_the_stub_lists_the_extension():
+    stub = Path(__file__).parent.parent / "python/gqa/_core.pyi"
+    if not stub.exists():
+        stub = EXTENSION.with_name("_core.pyi")
+    declared = set(re.findall(r"^(?:def )?(\w+)[(:]", stub.read_text(), re.MULTILINE))
+    assert declared - {"from"} == {name for name in dir(_core) if not name.startswith("__")} | {"__version__"}

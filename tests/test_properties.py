@@ -1,0 +1,235 @@
+"""What attention satisfies whatever the data: properties, over sizes and options that hypothesis draws."""
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import gqa
+import oracle
+from compare import assert_close, assert_lse_close
+from conftest import DTYPES
+
+few = settings(
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+dtypes = st.sampled_from(sorted(DTYPES)).map(DTYPES.get)
+lengths = st.one_of(st.integers(1, 40), st.sampled_from([95, 96, 97, 191, 193, 255, 257, 300]))
+
+
+@st.composite
+def calls(draw, dtype=dtypes, keys=lengths, group=st.integers(1, 6)):
+    """(q, k, v) of drawn sizes."""
+    batch, kv_heads, head_dim, v_head_dim = (draw(st.integers(1, n)) for n in (3, 3, 40, 40))
+    heads, queries, tokens = kv_heads * draw(group), draw(st.integers(1, 40)), draw(keys)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shapes = ((heads, queries, head_dim), (kv_heads, tokens, head_dim), (kv_heads, tokens, v_head_dim))
+    element = draw(dtype)
+    return tuple(rng.standard_normal((batch, *shape)).astype(element) for shape in shapes)
+
+
+@st.composite
+def options(draw, q, k):
+    """Any options that fit q and k."""
+    batch, heads, queries = q.shape[:3]
+    keys = k.shape[2]
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    bound = st.one_of(st.none(), st.integers(0, keys + 2))
+    mask_shape = [draw(st.sampled_from([1, n])) for n in (batch, heads, queries, keys)]
+    choices = {
+        "causal": st.booleans(),
+        "query_offset": st.integers(-queries, keys + 2),
+        "window": st.tuples(bound, bound),
+        "kv_lengths": st.lists(st.integers(0, keys), min_size=batch, max_size=batch),
+        "scale": st.floats(-0.3, 0.3),
+        "softcap": st.floats(0.5, 30),
+        "sinks": st.just(rng.standard_normal(heads).astype(np.float32)),
+        "mask": st.sampled_from([rng.random(mask_shape) < 0.7, rng.standard_normal(mask_shape).astype(np.float32)]),
+    }
+    names = draw(st.sets(st.sampled_from(sorted(choices))))
+    return {name: draw(choices[name]) for name in sorted(names)}
+
+
+def float32s(x):
+    return x.astype(np.float64)
+
+
+@settings(few, max_examples=150)
+@given(st.data())
+def test_the_definition(isa, data):
+    q, k, v = data.draw(calls())
+    arguments = data.draw(options(q, k))
+    out, lse = gqa.attention(q, k, v, return_lse=True, **arguments)
+    expected_out, expected_lse = oracle.attention(q, k, v, **arguments)
+    assert_close(out, expected_out)
+    assert_lse_close(lse, expected_lse)
+
+
+@few
+@given(st.data())
+def test_grouped_heads_are_repeated_heads(isa, data):
+    q, k, v = data.draw(calls())
+    arguments = data.draw(options(q, k))
+    repeated = (np.repeat(x, q.shape[1] // k.shape[1], axis=1) for x in (k, v))
+    assert_close(gqa.attention(q, k, v, **arguments), float32s(gqa.attention(q, *repeated, **arguments)), magnitude=2)
+
+
+@few
+@given(st.data())
+def test_split_and_merge_is_the_whole(isa, data):
+    q, k, v = data.draw(calls(dtype=st.sampled_from([np.float32, np.float64])))
+    cuts = sorted(data.draw(st.lists(st.integers(0, k.shape[2]), max_size=3)))
+    mask = np.random.default_rng(0).random((*q.shape[:3], k.shape[2])) < 0.6
+    bounds = list(zip([0, *cuts], [*cuts, k.shape[2]]))
+    sinks = np.linspace(-2, 2, q.shape[1])
+    parts = [
+        gqa.attention(
+            q,
+            k[:, :, i:j],
+            v[:, :, i:j],
+            mask=mask[..., i:j],
+            sinks=sinks if i == 0 and n == 0 else None,
+            return_lse=True,
+        )
+        for n, (i, j) in enumerate(bounds)
+    ]
+    order = data.draw(st.permutations(range(len(parts))))
+    out, lse = gqa.merge_states([parts[i][0] for i in order], [parts[i][1] for i in order])
+    whole, whole_lse = gqa.attention(q, k, v, mask=mask, sinks=sinks, return_lse=True)
+    assert_close(out, float32s(whole), magnitude=2)
+    assert_lse_close(lse, float32s(whole_lse))
+
+
+@few
+@given(st.data())
+def test_the_order_of_the_keys_does_not_matter(isa, data):
+    q, k, v = data.draw(calls())
+    mask = np.random.default_rng(0).random((q.shape[2], k.shape[2])) < 0.6
+    order = np.random.default_rng(1).permutation(k.shape[2])
+    out = gqa.attention(q, k[:, :, order], v[:, :, order], mask=mask[:, order])
+    assert_close(out, float32s(gqa.attention(q, k, v, mask=mask)), magnitude=2)
+
+
+@few
+@given(st.data())
+def test_chunks_of_queries_are_the_whole(isa, data):
+    q, k, v = data.draw(calls())
+    keys, queries = k.shape[2], q.shape[2]
+    window = data.draw(st.sampled_from([None, (5, 0), (17, None), (0, 3)]))
+    offset = data.draw(st.integers(-3, keys))
+    whole = gqa.attention(q, k, v, causal=True, window=window, query_offset=offset)
+    cut = data.draw(st.integers(0, queries))
+    chunks = [
+        gqa.attention(q[:, :, i:j], k, v, causal=True, window=window, query_offset=offset + i)
+        for i, j in ((0, cut), (cut, queries))
+    ]
+    assert_close(np.concatenate(chunks, axis=2), float32s(whole), magnitude=2)
+
+
+@few
+@given(st.data())
+def test_decoding_is_the_whole(isa, data):
+    """Chunks that see the keys so far, at the default positions, are the causal whole."""
+    q, k, v = data.draw(calls(keys=st.just(40)))
+    queries = q.shape[2]
+    k, v = k[:, :, :queries], v[:, :, :queries]
+    whole = gqa.attention(q, k, v, causal=True)
+    step = data.draw(st.integers(1, 9))
+    for i in range(0, queries, step):
+        j = min(i + step, queries)
+        out = gqa.attention(q[:, :, i:j], k[:, :, :j], v[:, :, :j], causal=True)
+        assert_close(out, float32s(whole[:, :, i:j]), magnitude=2)
+
+
+@few
+@given(st.data())
+def test_a_past_and_new_keys_are_the_whole(isa, data):
+    q, k, v = data.draw(calls())
+    arguments = data.draw(options(q, k))
+    cut = data.draw(st.integers(0, k.shape[2]))
+    out = gqa.attention(q, k[:, :, cut:], v[:, :, cut:], past_key=k[:, :, :cut], past_value=v[:, :, :cut], **arguments)
+    whole = float32s(gqa.attention(q, k, v, **arguments))
+    assert_close(out, whole, magnitude=2)
+    assert_close(gqa.attention(q, past_key=k, past_value=v, **arguments), whole, magnitude=2)
+
+
+@few
+@given(st.data())
+def test_options_that_are_masks(isa, data):
+    """causal, window, lengths and offsets say what a mask could say."""
+    q, k, v = data.draw(calls())
+    batch, queries, keys = len(q), q.shape[2], k.shape[2]
+    left, right = data.draw(st.tuples(*[st.one_of(st.none(), st.integers(0, keys))] * 2))
+    causal = data.draw(st.booleans())
+    offset = np.array(data.draw(st.lists(st.integers(-queries, keys), min_size=batch, max_size=batch)))
+    length = np.array(data.draw(st.lists(st.integers(0, keys), min_size=batch, max_size=batch)))
+    position = (offset[:, None] + np.arange(queries))[:, None, :, None]
+    j = np.arange(keys)
+    mask = np.broadcast_to(j < length[:, None, None, None], (batch, 1, queries, keys)).copy()
+    mask &= True if left is None else j >= position - left
+    mask &= True if right is None else j <= position + right
+    mask &= j <= position if causal else True
+    out = gqa.attention(q, k, v, causal=causal, window=(left, right), query_offset=offset, kv_lengths=length)
+    assert_close(out, float32s(gqa.attention(q, k, v, mask=mask)), magnitude=2)
+
+
+@few
+@given(calls(dtype=st.sampled_from([np.float32, np.float64])))
+def test_outputs_are_convex_combinations_of_the_values(isa, call):
+    q, k, v = call
+    out = gqa.attention(q, k, v).reshape(*k.shape[:2], -1, v.shape[3])
+    slack = 1e-5
+    assert (out <= v.max(2, keepdims=True) + slack).all()
+    assert (out >= v.min(2, keepdims=True) - slack).all()
+
+
+@few
+@given(calls(dtype=st.sampled_from([np.float32, np.float64])), st.floats(-3, 3), st.floats(-3, 3))
+def test_linear_in_the_values(isa, call, a, b):
+    q, k, v = call
+    w = np.random.default_rng(0).standard_normal(v.shape).astype(v.dtype)
+    out = gqa.attention(q, k, v.dtype.type(a) * v + v.dtype.type(b) * w)
+    assert_close(out, a * float32s(gqa.attention(q, k, v)) + b * float32s(gqa.attention(q, k, w)), magnitude=10)
+
+
+@few
+@given(calls(), st.floats(-50, 50))
+def test_a_constant_added_to_all_scores_changes_the_lse_alone(isa, call, shift):
+    q, k, v = call
+    out, lse = gqa.attention(q, k, v, return_lse=True)
+    shifted, shifted_lse = gqa.attention(q, k, v, mask=np.full((1, 1), shift, np.float64), return_lse=True)
+    assert_close(shifted, float32s(out), magnitude=20)
+    assert_close(shifted_lse, float32s(lse) + shift, magnitude=50)
+
+
+@few
+@given(calls(), st.integers(1, 4))
+def test_equal_keys_give_the_mean_of_the_values(isa, call, value):
+    q, k, v = call
+    out, lse = gqa.attention(q, np.full_like(k, value / 4), v, return_lse=True)
+    mean = np.repeat(v.astype(np.float64).mean(2, keepdims=True), q.shape[1] // v.shape[1], axis=1)
+    assert_close(out, np.broadcast_to(mean, out.shape))
+
+
+@few
+@given(calls(keys=st.integers(1, 30)), st.integers(1, 4))
+def test_a_key_counts_as_often_as_it_is_there(isa, call, times):
+    q, k, v = call
+    out, lse = gqa.attention(q, k, v, return_lse=True)
+    out1, lse1 = gqa.attention(q, np.tile(k, (1, 1, times, 1)), np.tile(v, (1, 1, times, 1)), return_lse=True)
+    assert_close(out1, float32s(out), magnitude=2)
+    assert_close(lse1, float32s(lse) + np.log(times), magnitude=5)
+
+
+@few
+@given(st.data())
+def test_a_sink_is_a_key_without_a_value(isa, data):
+    q, k, v = data.draw(calls(dtype=st.sampled_from([np.float32, np.float64])))
+    sink = data.draw(st.floats(-5, 5))
+    mask = np.zeros((1, k.shape[2] + 1))
+    mask[0, -1] = sink
+    zero = lambda x: np.concatenate([x, np.zeros_like(x[:, :, :1])], axis=2)  # noqa: E731
+    out, lse = gqa.attention(q, k, v, sinks=np.full(q.shape[1], sink), return_lse=True)
+    out1, lse1 = gqa.attention(q, zero(k), zero(v), mask=mask, return_lse=True)
+    assert_close(out, float32s(out1), magnitude=2)
+    assert_lse_close(lse, float32s(lse1))
