@@ -128,7 +128,7 @@ bool as_bool(py::handle object, const char* name) {
 }
 
 double as_float(py::handle object, const char* name) {
-  if (!PyFloat_Check(object.ptr()) && !PyLong_Check(object.ptr()))
+  if (!PyFloat_Check(object.ptr()) && (!PyLong_Check(object.ptr()) || PyBool_Check(object.ptr())))
     throw py::type_error(std::string(name) + " must be a float");
   const double value = PyFloat_AsDouble(object.ptr());
   if (value == -1 && PyErr_Occurred()) throw py::error_already_set();

@@ -187,7 +187,9 @@ py::object Call::run(py::handle out_object, py::handle return_lse, py::handle nu
     out = as_array(out_object, "out", 4);
     if (!out.dtype().equal(q_.dtype())) throw py::type_error("out must have the dtype of q");
     if (!std::equal(shape.begin(), shape.end(), out.shape()))
-      mismatch("out", out, py::str(py::tuple(py::cast(shape))).cast<std::string>());
+      mismatch("out", out,
+               "(" + to_string(shape[0]) + ", " + to_string(shape[1]) + ", " + to_string(shape[2]) + ", " +
+                   to_string(shape[3]) + ")");
     require_output(out, "out");
     check_inputs_against(out);
   }

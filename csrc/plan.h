@@ -37,7 +37,7 @@ constexpr int64_t most_rows_per_task = 1024, task_bytes = 1 << 22;
 
 constexpr int64_t rows_per_task(const Work& w, int64_t sequences_and_heads, int64_t threads) {
   if (!rows_in_lanes(w)) return w.rows;
-  const int64_t fit = task_bytes / ((w.head_dim + w.v_head_dim) * w.element_bytes);
+  const int64_t fit = task_bytes / ((w.head_dim + w.v_head_dim + 1) * w.element_bytes);
   const int64_t wanted = ceil_div(4 * threads, sequences_and_heads);  // tasks from each sequence and head
   const int64_t rows = std::min({most_rows_per_task, fit, threads > 1 ? ceil_div(w.rows, wanted) : w.rows});
   return std::max<int64_t>(1, rows / w.tile_rows) * w.tile_rows;

@@ -20,15 +20,15 @@ GQA_INLINE Interval attended(const Attention& a, const Sequence& sequence, int64
 }
 
 // A mask element as a base-2 logit. Only false and -infinity mask: a finite value stays finite.
-template <class T> GQA_INLINE T mask_logit(T x) {
-  constexpr T lowest = sizeof(T) == 8 ? T(-1.7976931348623157e308) : T(-3.402823466e38);
-  const T y = x * log2e<T>;
-  return y < lowest && x >= lowest ? lowest : y;
+template <class T> constexpr T largest = sizeof(T) == 8 ? T(1.7976931348623157e308) : T(3.402823466e38);
+template <class T, class Wide> GQA_INLINE T mask_logit(Wide x) {
+  const Wide y = x * log2e<Wide>;
+  if (y < -largest<T>) return x >= -largest<Wide> ? -largest<T> : T(x);
+  if (y > largest<T>) return x <= largest<Wide> ? largest<T> : T(x);
+  return T(y);
 }
 template <class T, class S> GQA_INLINE T mask_value(S x) { return mask_logit<T>(convert<T>(x)); }
-template <> GQA_INLINE float mask_value<float, double>(double x) {
-  return x < -3.402823466e38 && x >= -1.7976931348623157e308 ? -3.402823466e38f : mask_logit(float(x));
-}
+template <> GQA_INLINE float mask_value<float, double>(double x) { return mask_logit<float>(x); }
 template <> GQA_INLINE float mask_value<float, bool>(bool x) { return x ? 0 : -infinity<float>; }
 template <> GQA_INLINE double mask_value<double, bool>(bool x) { return x ? 0 : -infinity<double>; }
 

@@ -32,9 +32,8 @@ template <class T> struct States {
   // Adds the states of other, disjoint keys.
   void merge(const States& other, int64_t rows) const {
     for (int64_t r = 0; r < rows; r++) {
-      const T top = m[r] > other.m[r] ? m[r] : other.m[r];
-      if (top == -infinity<T>) continue;
-      const T mine = T(::exp2(m[r] - top)), theirs = T(::exp2(other.m[r] - top));
+      const T top = m[r] > other.m[r] ? m[r] : other.m[r], shift = top == -infinity<T> ? T(0) : top;
+      const T mine = exp2_of(m[r] - shift), theirs = exp2_of(other.m[r] - shift);
       for (int64_t c = 0; c < stride; c += width<T>) {
         T* x = o + r * stride + c;
         store(x, load(x) * mine + load(other.o + r * stride + c) * theirs);
@@ -50,11 +49,11 @@ template <class T> struct End { T scale, lse; };
 template <class T> GQA_INLINE End<T> end_of_row(const Attention& a, int64_t head, T m, T l) {
   if (a.sinks && a.sinks[head] != -infinity<double>) {
     const T sink = T(a.sinks[head]) * log2e<T>, top = m > sink ? m : sink;
-    const T rescale = T(::exp2(m - top)), sum = l * rescale + T(::exp2(sink - top));
-    return {rescale / sum, a.lse ? (top + T(::log2(sum))) * ln2<T> : T(0)};
+    const T rescale = exp2_of(m - top), sum = l * rescale + exp2_of(sink - top);
+    return {rescale / sum, a.lse ? (top + log2_of(sum)) * ln2<T> : T(0)};
   }
   if (l == 0) return {0, -infinity<T>};
-  return {1 / l, a.lse ? (m + T(::log2(l))) * ln2<T> : T(0)};
+  return {1 / l, a.lse ? (m + log2_of(l)) * ln2<T> : T(0)};
 }
 
 template <class P> GQA_INLINE P at_row(P base, const Strides& s, const Sequence& q, int64_t head, int64_t query) {
