@@ -4,7 +4,7 @@
 // to 4 rows shares each load.
 #pragma once
 
-#include "products.h"
+#include "integers.h"
 #include "scratch.h"
 #include "state.h"
 
@@ -28,6 +28,7 @@ template <class T> class ChannelsInLanes {
           bias(scratch.take<T>(channels_block * max_group + w)),
           wide_k(scratch.take<double>(sizeof(T) == 8 ? channels_block * shape.head_dim : 0)),
           wide_v(scratch.take<double>(sizeof(T) == 8 ? channels_block * shape.v_head_dim : 0)),
+          rounded(rows, sizeof(T) == 4 ? shape.head_dim : 0, scratch),
           zeros(scratch.take<char>(zeros_bytes)),
           block(scratch.take<KeyBlock>(1)),
           states(States<T>::at(scratch.take<char>(States<T>::bytes(rows, shape.v_head_dim)), rows, shape.v_head_dim)) {}
@@ -37,6 +38,7 @@ template <class T> class ChannelsInLanes {
     T *const m, *const l;                       // [first row of a group][lane]
     T *const s, *const bias;                    // [step][lane]
     double *const wide_k, *const wide_v;
+    const RoundedRows rounded;  // q for keys of int8
     char* const zeros;
     KeyBlock* const block;
     const States<T> states;
@@ -63,7 +65,7 @@ template <class T> class ChannelsInLanes {
     KeyWalk walk(a_, sequence_, task_.kv_head);
     while (begin < end) {
       const int64_t next = walk.fill(block_, begin, least(end, (begin / channels_block + 1) * channels_block));
-      widen();
+      prepare();
       for (int r = 0; r < rows_; r += group_at(r)) {
         if (rows_ - r > 2) add<max_group>(begin, r);
         else if (rows_ - r == 2) add<2>(begin, r);
@@ -96,12 +98,22 @@ template <class T> class ChannelsInLanes {
     });
   }
 
-  // For double, other types are widened into scratch; for float, the products widen in registers.
-  void widen() const {
-    if (sizeof(T) == 4) return;
+  // For double, other types are widened into scratch; for float, the products widen in registers, or are of integers.
+  void prepare() {
+    if constexpr (sizeof(T) == 4) {
+      if (block_.k_type != DType::i8 || rounded_ || !integers()) return;
+      for (int r = 0; r < buffers_.rows; r++)
+        buffers_.rounded.round(r, buffers_.q + r * buffers_.q_stride, buffers_.q_stride);
+      rounded_ = true;
+      return;
+    }
     widen_rows(block_.k, block_.k_scale, block_.k_type, head_dim_, buffers_.wide_k);
     widen_rows(block_.v, block_.v_scale, block_.v_type, v_head_dim_, buffers_.wide_v);
     block_.k_type = block_.v_type = DType::f64;
+  }
+  bool integers() const {
+    const Interval first = attended(a_, sequence_, query_of(0)), last = attended(a_, sequence_, query_of(rows_ - 1));
+    return last.end - first.begin >= keys_for_integers && head_dim_ <= most_channels_for_integers;
   }
   void widen_rows(const char** rows, const float* scales, DType type, int channels, double* to) const {
     if (type == DType::f64) return;
@@ -133,10 +145,7 @@ template <class T> class ChannelsInLanes {
     T *const s = buffers_.s, *const o = buffers_.states.o + r * buffers_.states.stride;
     const int64_t stride = buffers_.states.stride;
     const Scores<T, 1> scores{s, keys.steps, w};
-    with_direct_type(block_.k_type, [&](auto type) {
-      const T* q = buffers_.q + r * buffers_.q_stride;
-      multiply_keys<T, decltype(type), R>(q, buffers_.q_stride, head_dim_, keys, block_.k + from, buffers_.zeros, s);
-    });
+    multiply_block_keys<R>(r, keys, from);
     if (block_.k_type == DType::i8) multiply_scales<R, false>(block_.k_scale + from, keys);
     if (a_.softcap > 0) scores.soft_cap(T(a_.softcap));
     if (a_.mask) scores.add(buffers_.bias);
@@ -155,6 +164,18 @@ template <class T> class ChannelsInLanes {
     with_direct_type(block_.v_type, [&](auto type) {
       const auto add_to = select ? add_values_selecting<T, decltype(type), R> : add_values<T, decltype(type), R>;
       add_to(o, stride, v_head_dim_, keys, block_.v + from, buffers_.zeros, s);
+    });
+  }
+
+  // The scores of the group from r on with the keys of the block from `from` on.
+  template <int R> void multiply_block_keys(int r, const Streams<streams<T, R>>& keys, int from) const {
+    const char* const* k = block_.k + from;
+    if constexpr (sizeof(T) == 4)
+      if (rounded_ && block_.k_type == DType::i8)
+        return multiply_keys<R>(buffers_.rounded, r, head_dim_, keys, k, buffers_.zeros, buffers_.s);
+    with_direct_type(block_.k_type, [&](auto type) {
+      const T* q = buffers_.q + r * buffers_.q_stride;
+      multiply_keys<T, decltype(type), R>(q, buffers_.q_stride, head_dim_, keys, k, buffers_.zeros, buffers_.s);
     });
   }
 
@@ -214,6 +235,7 @@ template <class T> class ChannelsInLanes {
   const int rows_, head_dim_, v_head_dim_;
   const Buffers& buffers_;
   KeyBlock& block_;
+  bool rounded_ = false;  // keys of int8 are multiplied as integers
 };
 
 }  // namespace

@@ -205,6 +205,37 @@ GQA_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return _mm_max_pd(a, 
 template <class V> GQA_INLINE V max(V a, V b) { return a > b ? a : b; }
 #endif
 
+// ---- pairs of 16-bit integers, one pair in each lane ------------------------------------------------------------
+
+// a.low * b.low + a.high * b.high.
+GQA_INLINE Vec<int32_t> multiply_pairs(Vec<int32_t> a, Vec<int32_t> b) {
+#if defined(__AVX512F__)
+  return bits<Vec<int32_t>>(_mm512_madd_epi16(bits<__m512i>(a), bits<__m512i>(b)));
+#elif defined(__AVX2__)
+  return bits<Vec<int32_t>>(_mm256_madd_epi16(bits<__m256i>(a), bits<__m256i>(b)));
+#elif defined(__SSE4_2__)
+  return bits<Vec<int32_t>>(_mm_madd_epi16(bits<__m128i>(a), bits<__m128i>(b)));
+#else
+  return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+// 2 * width<float> elements, those side by side as a pair.
+GQA_INLINE Vec<int32_t> load_pairs(const int8_t* p) {
+#if defined(__AVX512F__)
+  return bits<Vec<int32_t>>(_mm512_cvtepi8_epi16(read<__m256i>(p)));
+#elif defined(__AVX2__)
+  return bits<Vec<int32_t>>(_mm256_cvtepi8_epi16(read<__m128i>(p)));
+#elif defined(__SSE4_2__)
+  return bits<Vec<int32_t>>(_mm_cvtepi8_epi16(_mm_cvtsi64_si128(read<int64_t>(p))));
+#else
+  typedef int8_t Bytes __attribute__((vector_size(vector_bytes / 2)));
+  typedef int16_t Pairs __attribute__((vector_size(vector_bytes)));
+  return bits<Vec<int32_t>>(__builtin_convertvector(read<Bytes>(p), Pairs));
+#endif
+}
+
+// ---- powers of two ----------------------------------------------------------------------------------------------
+
 // exp2(x) = p * 2^n for x = n + f, n whole, |f| <= 1/2, p a polynomial in f = fraction(x). For x <= 0 only.
 // times_exp2 is 0 where 2^n is subnormal: subnormal weights would cost a factor of 25.
 template <class T> constexpr T round_and_bias = sizeof(T) == 8 ? T(0x1.8p52 + 1023) : T(0x1.8p23 + 127);
