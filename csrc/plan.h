@@ -18,7 +18,7 @@ struct Work {
 };
 
 // From this many rows on, a tile of rows in the lanes does more useful work than channels in the lanes.
-constexpr int64_t rows_for_lanes = 16;
+constexpr int64_t rows_for_lanes = 24;
 
 constexpr bool rows_in_lanes(const Work& w) { return w.rows >= rows_for_lanes; }
 
