@@ -1,4 +1,4 @@
-"""Measures workloads in this process, one JSON line for each. Started by run.py, which sets threads and CPUs before."""
+"""Measures workloads in this process, a line of JSON for each. Started by run.py with threads and CPUs already set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import gqa
 from limits import Limits
 from peers import PEERS, Call, Unsupported
-from workloads import WORKLOADS, Workload, error
+from workloads import WORKLOADS, Array, Workload, error, reference
 
 T = TypeVar("T")
 PAUSE = 0.01  # seconds before a peer's turn, for the threads of the one before to fall asleep
@@ -81,13 +81,13 @@ def waiting() -> float:
     return total / 1e9
 
 
-def prepare(workload: Workload, name: str, sets: list[Any], threads: int) -> Contestant:
-    """A peer with its result checked; Unsupported or the peer's own error if it cannot take part."""
+def prepare(workload: Workload, name: str, sets: list[Any], expected: Array, threads: int) -> Contestant:
+    """A peer with its result on the first set checked; Unsupported or its own error if it cannot take part."""
     calls = [PEERS[name](workload, inputs, threads) for inputs in sets]
-    off = error(workload, sets[0], calls[0].output(calls[0].run()))
+    off = error(calls[0].output(calls[0].run()), expected, workload.queries)
     if off > workload.tolerance:
         raise Unsupported(f"wrong by {off:.1e}")
-    for call in calls:
+    for call in calls[1:]:
         call.run()  # the first call on some buffers may allocate
     start = now()
     calls[0].run()
@@ -98,20 +98,23 @@ def measure(workload: Workload, names: list[str], limits: Limits, options: argpa
     """All peers on one workload: turns in random order within each round, which begins with the limits."""
     copies = 2 + 2 * options.cache // workload.kv_bytes if workload.cold else 1
     sets = [workload.inputs(seed) for seed in range(copies)]
+    expected = reference(workload, sets[0])
     contestants: dict[str, Contestant] = {}
     absent = {}
     for name in names:
         try:
-            contestants[name] = prepare(workload, name, sets, limits.threads)
+            contestants[name] = prepare(workload, name, sets, expected, limits.threads)
         except ModuleNotFoundError as e:
             absent[name] = f"{e.name} is not installed"
         except Unsupported as e:
             absent[name] = str(e)
         except Exception as e:  # whatever a peer does, the run goes on
-            absent[name] = f"{type(e).__name__}: {e}".replace("\n", " ")[:200]
+            absent[name] = explain(e)
 
     size = max(1 << 20, workload.kv_bytes * copies)
     order = list(contestants)
+    fastest = min((x.first for x in contestants.values()), default=0.0)
+    long = max(options.slot, 3 * fastest)  # two turns are enough for those who take longer
     rates = []
     gc.collect()
     gc.disable()
@@ -119,7 +122,7 @@ def measure(workload: Workload, names: list[str], limits: Limits, options: argpa
         rates.append(calmly(limits, lambda: limits.measure(size)))
         random.shuffle(order)
         for name in order:
-            if i < 2 or contestants[name].first < 10 * options.slot:  # two turns are enough for the very slow
+            if i < 2 or contestants[name].first < long:
                 contestants[name].take_turn(limits, options.slot)
     gc.enable()
     return {
@@ -135,25 +138,29 @@ def measure(workload: Workload, names: list[str], limits: Limits, options: argpa
     }
 
 
+def explain(e: Exception) -> str:
+    """The kind of an error and the last line of its message, where libraries of several layers come to the point."""
+    return f"{type(e).__name__}: {(str(e).strip().splitlines() or [''])[-1]}"[:200]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output", type=Path)
+    parser.add_argument("names", nargs="+", help="of the workloads")
+    parser.add_argument("--pipe", type=int, required=True, help="the file descriptor to write to")
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--only", default="")
-    parser.add_argument("--peers", default="")
+    parser.add_argument("--peers", required=True)
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--slot", type=float, required=True)
     parser.add_argument("--cache", type=int, required=True)
     options = parser.parse_args()
     limits = Limits(gqa.info()["isa"], options.threads)
-    names = [name for name in PEERS if re.search(options.peers, name)]
-    with options.output.open("a") as file:
-        for workload in WORKLOADS:
-            if re.search(options.only, workload.name):
-                print(workload.name, flush=True)
-                result = measure(workload, names, limits, options)
-                print(json.dumps(result), file=file, flush=True)
+    peers = [name for name in PEERS if re.search(options.peers, name)]
+    workloads = {workload.name: workload for workload in WORKLOADS}
+    with open(options.pipe, "w") as pipe:
+        for name in options.names:
+            print(json.dumps(measure(workloads[name], peers, limits, options)), file=pipe, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):  # run.py keeps what has been written
+        main()

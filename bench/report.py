@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from results import Row, rival
+from results import FLOAT32, Row, rival, rivals
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(result: dict[str, Any], compact: bool = False) -> str:
     """The result as Markdown: for each process gqa against the fastest peer, then every peer against gqa."""
     machine, versions = result["machine"], result["versions"]
     parts = [f"{machine['cpu']}, {machine['date']}; " + ", ".join(f"{k} {v}" for k, v in versions.items())]
     for run in result["runs"]:
-        peak = max(row["flops_rate"] for row in run["workloads"]) / 1e9
-        threads = f"{run['threads']} thread" + "s" * (run["threads"] > 1)
-        parts.append(f"### {threads}, {run['isa']}: {peak:.0f} GFLOP/s of multiply-adds")
-        parts.append(table(run["workloads"]))
-        parts.append("Time of each peer, as a multiple of gqa's:")
-        parts.append(ratios(run["workloads"]))
-        parts += [f"{name} took no part: {reason}." for name, reason in absentees(run["workloads"]).items()]
-        if any(row["noisy"] for row in run["workloads"]):
+        workloads = run["workloads"]
+        peak = max(row["flops_rate"] for row in workloads) / 1e9
+        parts.append(f"### {title(run)}: {peak:.0f} GFLOP/s of multiply-adds")
+        parts.append(short_table(workloads) if compact else table(workloads))
+        if not compact:
+            parts += ["Time of each peer, as a multiple of gqa's:", ratios(workloads)]
+        if any(FLOAT32 in row["peers"] for row in workloads):
+            parts += ["Smaller types against gqa with the same values in float32:", gains(workloads)]
+        if not compact and any(row["absent"] for row in workloads):
+            parts += ["Took no part:", absentees(workloads)]
+        if any(row["noisy"] for row in workloads):
             parts.append("~ too few calm turns: the machine was busy.")
     return "\n\n".join(parts) + "\n"
 
 
-def absentees(workloads: list[Row]) -> dict[str, str]:
-    """Peers that took part in no workload, and why not in the first."""
-    present = {name for row in workloads for name in row["peers"]}
-    return {name: reason for name, reason in workloads[0]["absent"].items() if name not in present}
+def title(run: dict[str, Any]) -> str:
+    return f"{run['threads']} thread" + "s" * (run["threads"] > 1) + f", {run['isa']}"
 
 
 def table(workloads: list[Row]) -> str:
@@ -38,31 +40,43 @@ def table(workloads: list[Row]) -> str:
     for row in workloads:
         ours, name = row["peers"].get("gqa"), rival(row)
         theirs = row["peers"].get(name)
-        speedup = f"{theirs['seconds'] / ours['seconds']:.2f}x" if ours and theirs else "–"
-        lines.append(
-            [
-                row["name"] + " ~" * row["noisy"],
-                duration(ours),
-                rate(row, ours),
-                percent(ours),
-                name or "–",
-                duration(theirs),
-                percent(theirs),
-                speedup,
-                f"{ours['error']:.0e}" if ours else "–",
-            ]
-        )
+        error = f"{ours['error']:.0e}" if ours else "–"
+        cells = [duration(ours), rate(row, ours), percent(row, ours), name or "–", duration(theirs)]
+        lines.append([marked(row), *cells, percent(row, theirs), times(theirs, ours), error])
+    return rows(lines)
+
+
+def short_table(workloads: list[Row]) -> str:
+    lines = [["workload", "gqa", "of the limit", "fastest peer", "gqa is"]]
+    for row in workloads:
+        ours, name = row["peers"].get("gqa"), rival(row)
+        cells = [duration(ours), percent(row, ours), name or "–", times(row["peers"].get(name), ours)]
+        lines.append([marked(row), *cells])
     return rows(lines)
 
 
 def ratios(workloads: list[Row]) -> str:
-    names = [name for name in {name: 0 for row in workloads for name in row["peers"]} if name != "gqa"]
+    names = list(dict.fromkeys(name for row in workloads for name in rivals(row)))
     lines = [["workload", *names]]
     for row in workloads:
         ours = row["peers"].get("gqa")
-        times = [row["peers"].get(name) for name in names]
-        lines.append([row["name"], *(f"{x['seconds'] / ours['seconds']:.2f}" if x and ours else "–" for x in times)])
+        lines.append([marked(row), *(times(row["peers"].get(name), ours) for name in names)])
     return rows(lines)
+
+
+def gains(workloads: list[Row]) -> str:
+    lines = [["workload", "gqa", "gqa float32", "gqa is"]]
+    for row in workloads:
+        ours, wide = row["peers"].get("gqa"), row["peers"].get(FLOAT32)
+        if wide:
+            lines.append([marked(row), duration(ours), duration(wide), times(wide, ours)])
+    return rows(lines)
+
+
+def absentees(workloads: list[Row]) -> str:
+    """A list of peers, why they took no part, and in how many workloads."""
+    reasons = Counter((name, why) for row in workloads for name, why in row["absent"].items() if name != FLOAT32)
+    return "\n".join(f"- {name} in {count} of {len(workloads)}: {why}" for (name, why), count in reasons.items())
 
 
 def rows(cells: list[list[str]]) -> str:
@@ -86,8 +100,16 @@ def rate(row: Row, peer: Row | None) -> str:
     return f"{row['kv_bytes'] / peer['seconds'] / 1e9:.1f} GB/s"
 
 
-def percent(peer: Row | None) -> str:
-    return "–" if peer is None or peer["percent"] is None else f"{peer['percent']:.0f} %"
+def percent(row: Row, peer: Row | None) -> str:
+    return "–" if peer is None or peer["percent"] is None else f"{peer['percent']:.0f} % {row['bound']}"
+
+
+def times(slower: Row | None, faster: Row | None) -> str:
+    return f"{slower['seconds'] / faster['seconds']:.2f}x" if slower and faster else "–"
+
+
+def marked(row: Row) -> str:
+    return row["name"] + " ~" * row["noisy"]
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
@@ -111,7 +133,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
             if name:
                 axis.plot(x, row["flops"] / row["peers"][name]["seconds"] / 1e9, "x", color="C1", label="fastest peer")
         axis.set(xscale="log", yscale="log", xlabel="operations per byte of keys and values", ylabel="GFLOP/s")
-        axis.set_title(f"{run['threads']} thread" + "s" * (run["threads"] > 1) + f", {run['isa']}")
+        axis.set_title(title(run))
         handles, labels = axis.get_legend_handles_labels()
         unique = dict(zip(labels, handles))
         axis.legend(unique.values(), unique.keys(), loc="lower right")
@@ -123,13 +145,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("result", type=Path)
     parser.add_argument("--markdown", type=Path, help="write the tables here; default: print them")
+    parser.add_argument("--compact", action="store_true", help="only gqa and the fastest peer, in few columns")
     parser.add_argument("--plot", type=Path, help="write a roofline plot here (PNG, SVG or PDF)")
     options = parser.parse_args()
     result = json.loads(options.result.read_text())
+    text = markdown(result, options.compact)
     if options.markdown:
-        options.markdown.write_text(markdown(result))
+        options.markdown.write_text(text)
     else:
-        print(markdown(result))
+        print(text)
     if options.plot:
         plot(result, options.plot)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+FLOAT32 = "gqa float32"  # on the same values; takes part where keys and values are of a smaller type
 FEWEST = 2  # calm turns; a peer with fewer is noisy
 
 Row = dict[str, Any]
@@ -33,7 +34,7 @@ def summarise(row: Row) -> None:
     fastest = min((peer["seconds"] for peer in row["peers"].values()), default=0.0)
     for peer in row["peers"].values():
         peer["ratio"] = peer["seconds"] / fastest
-    shown = [row["peers"].get(name) for name in ("gqa", rival(row))]
+    shown = [row["peers"].get(name) for name in ("gqa", FLOAT32, rival(row))]
     row["noisy"] = any(peer["noisy"] for peer in shown if peer)
 
 
@@ -43,7 +44,11 @@ def calm(turns: list[tuple[Any, bool]]) -> tuple[list[Any], bool]:
     return values or [value for value, _ in turns], len(values) < min(FEWEST, len(turns))
 
 
-def rival(row: Row, name: str = "gqa") -> str | None:
-    """The fastest peer other than `name`."""
-    others = {peer: result["seconds"] for peer, result in row["peers"].items() if peer != name}
-    return min(others, key=lambda peer: others[peer], default=None)
+def rivals(row: Row) -> list[str]:
+    """The peers other than gqa itself."""
+    return [name for name in row["peers"] if name not in ("gqa", FLOAT32)]
+
+
+def rival(row: Row) -> str | None:
+    """The fastest of them."""
+    return min(rivals(row), key=lambda name: row["peers"][name]["seconds"], default=None)

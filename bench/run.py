@@ -1,7 +1,8 @@
 """Runs the benchmark: python bench/run.py --threads 1 --out results.json
 
 Every number of threads, and every instruction set forced on gqa, is measured in a process of its own, pinned to as many
-CPUs as it has threads. The result holds all measurements and what they amount to; report.py shows it.
+CPUs as it has threads. The result holds all measurements and what they amount to; report.py shows it. It is written
+after each workload: an interrupted run leaves what it has measured.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from report import markdown
-from results import summarise
+from results import Row, summarise
+from workloads import WORKLOADS
 
 HERE = Path(__file__).parent
 PACKAGES = ("gqa", "numpy", "torch", "onnxruntime", "openvino", "jax")
@@ -32,45 +35,81 @@ def main() -> int:
     parser.add_argument("--isa", nargs="+", default=[""], help="instruction sets for gqa; default: the best one")
     parser.add_argument("--only", default="", help="a regular expression for the names of workloads")
     parser.add_argument("--peers", default="", help="a regular expression for the names of peers")
-    parser.add_argument("--rounds", type=int, default=7, help="default: 7")
+    parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--slot", type=float, default=0.06, help="seconds for each peer in each round; default: 0.06")
     options = parser.parse_args()
+    names = [workload.name for workload in WORKLOADS if re.search(options.only, workload.name)]
+    if not names:
+        parser.error(f"no workload matches {options.only!r}")
+    if not options.out.parent.is_dir():
+        parser.error(f"{options.out.parent} is not a directory")
 
     result: dict[str, Any] = {"machine": machine(), "versions": versions(), "runs": []}
     complete = True
-    for threads in options.threads:
-        for isa in options.isa:
-            workloads, whole = run(threads, isa, options)
-            complete &= whole
-            if workloads:
-                for row in workloads:
+    try:
+        for threads in options.threads:
+            for isa in options.isa:
+                rows: list[Row] = []
+                for row in measured(names, threads, isa, options):
+                    if not rows:
+                        result["runs"].append({"threads": threads, "isa": row["isa"], "workloads": rows})
                     summarise(row)
-                result["runs"].append({"threads": threads, "isa": workloads[0]["isa"], "workloads": workloads})
-                options.out.write_text(json.dumps(result, indent=1))
+                    rows.append(row)
+                    write(result, options.out)
+                complete &= len(rows) == len(names)
+    except KeyboardInterrupt:
+        complete = False
     print(markdown(result))
     return 0 if complete else 1
 
 
-def run(threads: int, isa: str, options: argparse.Namespace) -> tuple[list[dict[str, Any]], bool]:
-    """The workloads that one process measured, and whether it came to its end."""
+def measured(names: list[str], threads: int, isa: str, options: argparse.Namespace) -> Iterator[Row]:
+    """The workloads of one number of threads and instruction set, as they come; without any in which a peer crashed."""
+    done = 0
+    while done < len(names):
+        process, rows = start(names[done:], threads, isa, options)
+        try:
+            for line in rows:
+                print(f"{threads} thread{'s' * (threads > 1)} {isa}: {names[done]}", file=sys.stderr)
+                done += 1
+                yield json.loads(line)
+        except BaseException:
+            process.terminate()
+            raise
+        code = process.wait()
+        if done < len(names):
+            print(f"{names[done]}: the process ended with exit status {code}", file=sys.stderr)
+            if code > 0:  # not a crash, so that the next process would fare no better
+                return
+            done += 1
+
+
+def start(
+    names: list[str], threads: int, isa: str, options: argparse.Namespace
+) -> tuple[subprocess.Popen[bytes], TextIO]:
+    """A process that measures workloads, and the end of a pipe to read them from."""
     environment = dict(os.environ, JAX_PLATFORMS="cpu")
     for library in ("OMP", "OPENBLAS", "MKL", "GQA"):
         environment[f"{library}_NUM_THREADS"] = str(threads)
     if isa:
         environment["GQA_ISA"] = isa
-    with tempfile.TemporaryDirectory() as folder:
-        lines = Path(folder) / "lines"
-        lines.touch()
-        command = [sys.executable, str(HERE / "measure.py"), str(lines), f"--threads={threads}"]
-        command += [f"--only={options.only}", f"--peers={options.peers}", f"--rounds={options.rounds}"]
-        command += [f"--slot={options.slot}", f"--cache={machine()['cache']}"]
-        before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, separate_cpus(threads))
-        code = subprocess.run(command, env=environment, check=False).returncode
-        os.sched_setaffinity(0, before)
-        if code != 0:
-            print(f"the process for {threads} threads {isa} ended early with exit status {code}", file=sys.stderr)
-        return [json.loads(line) for line in lines.read_text().splitlines()], code == 0
+    output, pipe = os.pipe()
+    command = [sys.executable, str(HERE / "measure.py"), *names, f"--pipe={pipe}", f"--threads={threads}"]
+    command += [f"--peers={options.peers}", f"--rounds={options.rounds}", f"--slot={options.slot}"]
+    command += [f"--cache={machine()['cache']}"]
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, separate_cpus(threads))
+    process = subprocess.Popen(command, env=environment, pass_fds=[pipe])
+    os.sched_setaffinity(0, before)
+    os.close(pipe)
+    return process, os.fdopen(output)
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    """Replace the file at once, so that whoever interrupts or reads it finds a whole one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(result, indent=1))
+    part.replace(path)
 
 
 def separate_cpus(count: int) -> set[int]:

@@ -34,6 +34,11 @@ class Workload:
         return " ".join([self.task, "/".join(map(str, self.heads)), *options])
 
     @property
+    def small(self) -> bool:
+        """Whether keys and values are of a smaller type than float32."""
+        return bool(self.cache) or self.dtype != "float32"
+
+    @property
     def group(self) -> int:
         return self.heads[0] // self.heads[1]
 
@@ -78,25 +83,35 @@ def numpy_dtype(name: str) -> Any:
     return np.dtype(ml_dtypes.bfloat16)
 
 
-def error(workload: Workload, inputs: Inputs, output: Array, rows: int = 16) -> float:
-    """Largest absolute difference from float64 attention, on some rows of every head; infinite for a wrong shape."""
+def reference(workload: Workload, inputs: Inputs) -> Array:
+    """Float64 attention of some rows of every head, (B, Hq, rows, D)."""
     q, k, v = inputs
-    if output.shape != q.shape:
-        return float("inf")
-    chosen = np.unique(np.linspace(0, workload.queries - 1, rows).astype(int))
-    mask = workload.mask()
-    worst, group = 0.0, workload.group
+    rows = checked_rows(workload.queries)
+    mask, group = workload.mask(), workload.group
+    expected = np.empty((*q.shape[:2], len(rows), q.shape[3]))
     for b, h in np.ndindex(k.shape[:2]):
         heads = slice(h * group, (h + 1) * group)
-        query, key, value = (x.astype(np.float64) for x in (q[b, heads][:, chosen], k[b, h], v[b, h]))
+        query, key, value = (x.astype(np.float64) for x in (q[b, heads][:, rows], k[b, h], v[b, h]))
         scores = query @ key.T / np.sqrt(workload.heads[2])
         if mask is not None:
-            scores = np.where(mask[chosen], scores, -np.inf)
+            scores = np.where(mask[rows], scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
-        expected = weights @ value / weights.sum(-1, keepdims=True)
-        difference = np.abs(output[b, heads][:, chosen].astype(np.float64) - expected).max()
-        worst = max(worst, float(np.nan_to_num(difference, nan=np.inf)))
-    return worst
+        expected[b, heads] = weights @ value / weights.sum(-1, keepdims=True)
+    return expected
+
+
+def error(output: Array, expected: Array, queries: int) -> float:
+    """Largest absolute difference of a result from its reference; infinite for a wrong shape or NaN."""
+    batch, heads, _, head_dim = expected.shape
+    if output.shape != (batch, heads, queries, head_dim):
+        return float("inf")
+    difference = np.abs(output[:, :, checked_rows(queries)].astype(np.float64) - expected).max()
+    return float(np.nan_to_num(difference, nan=np.inf))
+
+
+def checked_rows(queries: int) -> Array:
+    """16 query rows from the first to the last, or all of fewer."""
+    return np.unique(np.linspace(0, queries - 1, 16).astype(int))
 
 
 LLAMA = (32, 8, 128)

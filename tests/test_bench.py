@@ -66,19 +66,21 @@ def test_peers_agree_with_float64(workload, peer):
             PEERS[peer](workload, inputs, 1)
         return
     call = PEERS[peer](workload, inputs, 1)
-    assert workloads.error(workload, inputs, call.output(call.run())) < workload.tolerance
+    expected = workloads.reference(workload, inputs)
+    assert workloads.error(call.output(call.run()), expected, workload.queries) < workload.tolerance
 
 
 def test_a_wrong_result_is_seen():
     workload = SMALL[0]
     inputs = workload.inputs(1)
+    expected = workloads.reference(workload, inputs)
     right = PEERS["gqa"](workload, inputs, 1).run()
     wrong = right.copy()
     wrong[0, -1, -1, 0] += 1
-    assert workloads.error(workload, inputs, wrong) == pytest.approx(1, abs=1e-5)
+    assert workloads.error(wrong, expected, workload.queries) == pytest.approx(1, abs=1e-5)
     wrong[0, -1, -1, 0] = np.nan
-    assert workloads.error(workload, inputs, wrong) == np.inf
-    assert workloads.error(workload, inputs, right[:, :1]) == np.inf
+    assert workloads.error(wrong, expected, workload.queries) == np.inf
+    assert workloads.error(right[:, :1], expected, workload.queries) == np.inf
 
 
 @needs_compiler
@@ -91,7 +93,8 @@ def test_limits_are_rates():
 
 def example(seconds):
     """A result in which gqa took `seconds` where the limit was 1."""
-    row = {"name": "decode", "isa": "avx2", "flops": 10, "kv_bytes": 100, "overhead": False, "copies": 1, "absent": {}}
+    row = {"name": "decode", "isa": "avx2", "flops": 10, "kv_bytes": 100, "overhead": False, "copies": 1}
+    row["absent"] = {"JAX": "wrong by 1e+00"}
     row["rates"] = [[{"flops": 100.0, "reads": {"1": 50.0, "4": 100.0}}, True]] * 2
     turns = [[seconds, True], [9.0, False], [seconds, True]]
     row["peers"] = {"gqa": {"error": 1e-7, "turns": turns}, "NumPy": {"error": 2e-7, "turns": [[6.0, True]] * 2}}
@@ -116,8 +119,26 @@ def test_a_row_without_calm_turns_is_noisy():
 
 
 def test_the_report_sets_gqa_beside_its_fastest_peer():
-    text = report.markdown(example(2.0))
-    assert "| decode | 2 s | 0.0 GB/s | 50 % | NumPy | 6 s | 17 % | 3.00x | 1e-07 |" in text
+    result = example(2.0)
+    text = report.markdown(result)
+    assert "| decode | 2 s | 0.0 GB/s | 50 % memory | NumPy | 6 s | 17 % memory | 3.00x | 1e-07 |" in text
+    assert "- JAX in 1 of 1: wrong by 1e+00" in text
+    assert "| decode | 2 s | 50 % memory | NumPy | 3.00x |" in report.markdown(result, compact=True)
+
+
+def test_float32_is_no_rival_of_smaller_types():
+    result = example(2.0)
+    (row,) = result["runs"][0]["workloads"]
+    row["peers"]["gqa float32"] = {"error": 1e-7, "turns": [[3.0, True]] * 2}
+    results.summarise(row)
+    assert results.rival(row) == "NumPy"
+    assert "| decode | 2 s | 3 s | 1.50x |" in report.markdown(result)
+
+
+def test_a_plot_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    report.plot(example(2.0), tmp_path / "roofline.svg")
+    assert "GFLOP/s" in (tmp_path / "roofline.svg").read_text()
 
 
 def test_a_comparison_flags_what_became_slower():
@@ -126,6 +147,9 @@ def test_a_comparison_flags_what_became_slower():
     assert "| decode | 1 | avx2 | 1.25 | slower |" in text
     assert not compare(example(2.0), example(2.1), tolerance=1.1)[1]
     assert "faster" in compare(example(2.0), example(1.5), tolerance=1.1)[0]
+    failed = example(2.0)
+    del failed["runs"][0]["workloads"][0]["peers"]["gqa"]
+    assert compare(example(2.0), failed, tolerance=1.1)[1]
 
 
 @needs_compiler

@@ -7,6 +7,7 @@ from peers.base import Adapter, Call, Unsupported
 
 PEERS: dict[str, Adapter] = {
     "gqa": this.attention,
+    "gqa float32": this.attention_float32,
     "NumPy": numpy_attention.folded,
     "torch enable_gqa": pytorch.enable_gqa,
     "torch folded": pytorch.folded,

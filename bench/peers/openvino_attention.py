@@ -19,8 +19,8 @@ def sdpa(workload: Workload, inputs: Inputs, threads: int) -> Call:
     model = sdpa_model(workload, threads)
     arrays: list[Array] = list(inputs)
     mask = workload.mask()
-    if mask is not None and len(model.inputs) > 3:
-        arrays.append(mask[None, None])
+    if mask is not None and not squarely_causal(workload):
+        arrays.append(np.tile(mask, (workload.group, 1))[None, None])
     request = model.create_infer_request()
     for i, x in enumerate(arrays):
         bits = x.view(np.uint16) if x.dtype.name == "bfloat16" else x
@@ -33,34 +33,50 @@ def sdpa(workload: Workload, inputs: Inputs, threads: int) -> Call:
     return Call(lambda: request.infer(share_outputs=True), output)
 
 
+def squarely_causal(workload: Workload) -> bool:
+    """Whether the operator's own causal mask is the workload's: it would align another triangle top left."""
+    return workload.causal and workload.queries == workload.keys
+
+
 @lru_cache(maxsize=1)
 def sdpa_model(workload: Workload, threads: int) -> Any:
-    """One ScaledDotProductAttention; it has no groups, so the model repeats keys and values, as exported models do."""
+    """One ScaledDotProductAttention, which has no groups.
+
+    The model folds the query heads of a group into rows; where the operator has to mask, it repeats keys and values
+    instead, as exported models do.
+    """
     import openvino as ov
     from openvino import opset13
 
     kind = {"float32": ov.Type.f32, "float16": ov.Type.f16, "bfloat16": ov.Type.bf16}[workload.dtype]
     query_heads, kv_heads, head_dim = workload.heads
-    batch, keys, group = workload.batch, workload.keys, workload.group
-    q = opset13.parameter([batch, query_heads, workload.queries, head_dim], kind)
+    batch, queries, keys, group = workload.batch, workload.queries, workload.keys, workload.group
+    q = opset13.parameter([batch, query_heads, queries, head_dim], kind)
     k, v = (opset13.parameter([batch, kv_heads, keys, head_dim], kind) for _ in range(2))
     parameters = [q, k, v]
-    square = workload.queries == keys
-    options: dict[str, Any] = {"causal": workload.causal and square}
-    if workload.causal and not square:  # causal would align the triangle top left
-        parameters.append(opset13.parameter([1, 1, workload.queries, keys], ov.Type.boolean))
-        options["attention_mask"] = parameters[-1]
+
+    def reshaped(x: Any, *shape: int) -> Any:
+        return opset13.reshape(x, opset13.constant(list(shape)), False)
 
     def repeated(x: Any) -> Any:
-        shape = [batch, kv_heads, group, keys, head_dim]
-        wide = opset13.broadcast(opset13.unsqueeze(x, opset13.constant(2)), opset13.constant(shape), "BIDIRECTIONAL")
-        return opset13.reshape(wide, opset13.constant([batch, query_heads, keys, head_dim]), False)
+        shape = opset13.constant([batch, kv_heads, group, keys, head_dim])
+        wide = opset13.broadcast(opset13.unsqueeze(x, opset13.constant(2)), shape, "BIDIRECTIONAL")
+        return reshaped(wide, batch, query_heads, keys, head_dim)
 
-    if group > 1:
-        k, v = repeated(k), repeated(v)
-    result = opset13.result(opset13.scaled_dot_product_attention(q, k, v, **options))
+    if squarely_causal(workload):
+        if group > 1:
+            k, v = repeated(k), repeated(v)
+        output = opset13.scaled_dot_product_attention(q, k, v, causal=True)
+    else:
+        options: dict[str, Any] = {}
+        if workload.causal:
+            parameters.append(opset13.parameter([1, 1, group * queries, keys], ov.Type.boolean))
+            options["attention_mask"] = parameters[-1]
+        rows = reshaped(q, batch, kv_heads, group * queries, head_dim)
+        output = opset13.scaled_dot_product_attention(rows, k, v, causal=False, **options)
+        output = reshaped(output, batch, query_heads, queries, head_dim)
     precision = {"INFERENCE_PRECISION_HINT": "f32"} if workload.dtype == "float32" else {}
-    return compiled(ov.Model([result], parameters), threads, **precision)
+    return compiled(ov.Model([opset13.result(output)], parameters), threads, **precision)
 
 
 def paged(workload: Workload, inputs: Inputs, threads: int) -> Call:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from typing import Any
 
 import numpy as np
 
 from peers.base import Call, Unsupported
 from workloads import Array, Inputs, Workload
+
+held = contextlib.ExitStack()  # inference mode, from the first use to the end of the process
 
 
 def enable_gqa(workload: Workload, inputs: Inputs, threads: int) -> Call:
@@ -67,13 +71,19 @@ def tensors(workload: Workload, inputs: Inputs, threads: int) -> tuple[Any, list
     """torch, and the inputs as tensors on the same memory."""
     if workload.cache:
         raise Unsupported("no quantised cache")
-    import torch
-
-    torch.set_num_threads(threads)
-    torch.set_grad_enabled(False)
+    torch = library(threads)
     if workload.dtype == "bfloat16":
         return torch, [torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16) for x in inputs]
     return torch, [torch.from_numpy(x) for x in inputs]
+
+
+@functools.cache
+def library(threads: int) -> Any:
+    import torch
+
+    torch.set_num_threads(threads)
+    held.enter_context(torch.inference_mode())
+    return torch
 
 
 def masking(workload: Workload, q: Any, repeat: int = 1, explicit: bool = False) -> dict[str, Any]:
