@@ -161,21 +161,22 @@ template <class T> class ChannelsInLanes {
     for (int i = 0; i < R; i++)
       for (T* x = o + i * stride; x < o + (i + 1) * stride; x += w) store(x, load(x) * alpha[0][i]);
     const bool select = (edges || a_.mask) && !values_are_finite<T>(block_, v_head_dim_);
+    const StreamRows<streams<T, R>> rows(keys, block_.v + from, buffers_.zeros);
     with_direct_type(block_.v_type, [&](auto type) {
       const auto add_to = select ? add_values_selecting<T, decltype(type), R> : add_values<T, decltype(type), R>;
-      add_to(o, stride, v_head_dim_, keys, block_.v + from, buffers_.zeros, s);
+      add_to(o, stride, v_head_dim_, keys, rows, s);
     });
   }
 
   // The scores of the group from r on with the keys of the block from `from` on.
   template <int R> void multiply_block_keys(int r, const Streams<streams<T, R>>& keys, int from) const {
-    const char* const* k = block_.k + from;
+    const StreamRows<streams<T, R>> k(keys, block_.k + from, buffers_.zeros);
     if constexpr (sizeof(T) == 4)
       if (rounded_ && block_.k_type == DType::i8)
-        return multiply_keys<R>(buffers_.rounded, r, head_dim_, keys, k, buffers_.zeros, buffers_.s);
+        return multiply_keys<R>(buffers_.rounded, r, head_dim_, keys, k, buffers_.s);
     with_direct_type(block_.k_type, [&](auto type) {
       const T* q = buffers_.q + r * buffers_.q_stride;
-      multiply_keys<T, decltype(type), R>(q, buffers_.q_stride, head_dim_, keys, k, buffers_.zeros, buffers_.s);
+      multiply_keys<T, decltype(type), R>(q, buffers_.q_stride, head_dim_, keys, k, buffers_.s);
     });
   }
 

@@ -58,14 +58,14 @@ struct RoundedRows {
 // s[step][stream][row] = k . q for the rows from `first` on.
 template <int R>
 void multiply_keys(const RoundedRows& rows, int first, int head_dim, const Streams<streams<float, R>>& keys,
-                   const char* const* k, const char* zeros, float* s) {
+                   const StreamRows<streams<float, R>>& k, float* s) {
   const int16_t* q = rows.q + first * rows.stride;
   Vec<float> unit;
   for (int l = 0; l < width<float>; l++) unit[l] = rows.unit[first + l % R];
   constexpr int w = width<float>, count = streams<float, R>;
   for (int t = 0; t < keys.steps; t++, s += w) {
     const int8_t* row[count];
-    keys.rows(k, t, zeros, row);
+    k.at(t, row);
     Vec<int32_t> sum[w] = {};
     auto add = [&](int d, const Vec<int32_t>(&x)[count]) __attribute__((always_inline)) {
 #pragma GCC unroll 4

@@ -5,6 +5,7 @@
 // independent sums.
 #pragma once
 
+#include "keys.h"
 #include "shuffle.h"
 
 namespace gqa {
@@ -23,15 +24,6 @@ template <int count> struct Streams {
   explicit Streams(int n) : steps((n + count - 1) / count) {
     for (int i = 0; i <= count; i++) first[i] = i * n / count;
   }
-  // The row of each stream in step t; `zeros` for a stream that has ended.
-  template <class S>
-  GQA_INLINE void rows(const char* const* table, int t, const char* zeros, const S* (&row)[count]) const {
-#pragma GCC unroll 16
-    for (int i = 0; i < count; i++) {
-      const int key = first[i] + t;
-      row[i] = reinterpret_cast<const S*>(key < first[i + 1] ? table[key] : zeros);
-    }
-  }
   // A number for each key as a vector in the order of the lanes, [stream][row]; anything for a stream that has ended.
   template <class T> GQA_INLINE Vec<T> lanes(const float* table, int t) const {
     return lanes<T>(table, t, std::make_integer_sequence<int, count>{});
@@ -47,6 +39,26 @@ template <int count> struct Streams {
 template <class T, int R> constexpr int streams = width<T> / R;  // so that a step's sums fill one vector
 constexpr int cache_line = 64;
 constexpr int steps_ahead = 2;  // rows further on that are prefetched
+
+// The rows of K or V in the order in which the streams come to them; `zeros` for a stream that has ended.
+template <int count> class StreamRows {
+ public:
+  StreamRows(const Streams<count>& keys, const char* const* table, const char* zeros) {
+    for (int i = 0; i < count; i++) {
+      const int n = keys.first[i + 1] - keys.first[i];
+      for (int t = 0; t < n; t++) rows_[t * count + i] = table[keys.first[i] + t];
+      for (int t = n; t < keys.steps + steps_ahead; t++) rows_[t * count + i] = zeros;
+    }
+  }
+  // Those of step t.
+  template <class S> GQA_INLINE void at(int t, const S* (&row)[count]) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) row[i] = reinterpret_cast<const S*>(rows_[t * count + i]);
+  }
+
+ private:
+  const char* rows_[channels_block + (1 + steps_ahead) * count];
+};
 
 // Walks the channels of a row: `ahead(c)` at the start of each whole cache line of S, `step(c, n)` for each vector, of
 // which n elements are there.
@@ -67,13 +79,13 @@ template <class T, class S> GQA_INLINE Vec<T> load_row(const S* p, int n) {
 
 // s[step][stream][row] = k . q. q: R rows, `stride` apart, padded with zeros to whole vectors.
 template <class T, class S, int R>
-void multiply_keys(const T* q, int64_t stride, int head_dim, const Streams<streams<T, R>>& keys, const char* const* k,
-                   const char* zeros, T* s) {
+void multiply_keys(const T* q, int64_t stride, int head_dim, const Streams<streams<T, R>>& keys,
+                   const StreamRows<streams<T, R>>& k, T* s) {
   constexpr int w = width<T>, count = streams<T, R>;
   for (int t = 0; t < keys.steps; t++, s += w) {
     const S *row[count], *next[count];
-    keys.rows(k, t, zeros, row);
-    keys.rows(k, t + steps_ahead, zeros, next);
+    k.at(t, row);
+    k.at(t + steps_ahead, next);
     Vec<T> sum[w] = {};
     each_line<T, S>(
         head_dim,
@@ -99,15 +111,14 @@ void multiply_keys(const T* q, int64_t stride, int head_dim, const Streams<strea
 
 // U steps of o += p . v at once.
 template <class T, class S, int R, int U>
-GQA_INLINE void add_steps(T* o, int64_t stride, int channels, const Streams<streams<T, R>>& keys, const char* const* v,
-                          const char* zeros, const T* p, int t) {
+GQA_INLINE void add_steps(T* o, int64_t stride, int channels, const StreamRows<streams<T, R>>& v, const T* p, int t) {
   constexpr int w = width<T>, count = streams<T, R>;
   const S *row[U][count], *next[U][count];
   Vec<T> weight[U][w];
 #pragma GCC unroll 2
   for (int u = 0; u < U; u++) {
-    keys.rows(v, t + u, zeros, row[u]);
-    keys.rows(v, t + u + steps_ahead, zeros, next[u]);
+    v.at(t + u, row[u]);
+    v.at(t + u + steps_ahead, next[u]);
 #pragma GCC unroll 16
     for (int i = 0; i < w; i++) weight[u][i] = splat(p[(t + u) * w + i]);
   }
@@ -139,23 +150,22 @@ GQA_INLINE void add_steps(T* o, int64_t stride, int channels, const Streams<stre
 
 // o += p . v, with p[step][stream][row]. o: R rows of whole vectors, `stride` apart.
 template <class T, class S, int R>
-void add_values(T* o, int64_t stride, int channels, const Streams<streams<T, R>>& keys, const char* const* v,
-                const char* zeros, const T* p) {
+void add_values(T* o, int64_t stride, int channels, const Streams<streams<T, R>>& keys,
+                const StreamRows<streams<T, R>>& v, const T* p) {
   constexpr int at_once = streams<T, R> <= 2 ? 2 : 1;  // fewer loads and stores of o, where it is stored most often
   int t = 0;
-  for (; t + at_once <= keys.steps; t += at_once)
-    add_steps<T, S, R, at_once>(o, stride, channels, keys, v, zeros, p, t);
-  for (; t < keys.steps; t++) add_steps<T, S, R, 1>(o, stride, channels, keys, v, zeros, p, t);
+  for (; t + at_once <= keys.steps; t += at_once) add_steps<T, S, R, at_once>(o, stride, channels, v, p, t);
+  for (; t < keys.steps; t++) add_steps<T, S, R, 1>(o, stride, channels, v, p, t);
 }
 
 // The same, leaving out keys of weight 0, whose values may be NaN or infinite.
 template <class T, class S, int R>
-void add_values_selecting(T* o, int64_t stride, int channels, const Streams<streams<T, R>>& keys, const char* const* v,
-                          const char* zeros, const T* p) {
+void add_values_selecting(T* o, int64_t stride, int channels, const Streams<streams<T, R>>& keys,
+                          const StreamRows<streams<T, R>>& v, const T* p) {
   constexpr int w = width<T>, count = streams<T, R>;
   for (int t = 0; t < keys.steps; t++, p += w) {
     const S* row[count];
-    keys.rows(v, t, zeros, row);
+    v.at(t, row);
     for (int i = 0; i < w; i++) {
       if (p[i] == 0) continue;
       T* to = o + i % R * stride;
