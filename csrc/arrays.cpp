@@ -53,8 +53,15 @@ std::pair<intptr_t, intptr_t> span(const py::array& array) {
 
 }  // namespace
 
+void refuse_masked(py::handle array, const char* name) {
+  const bool plain = Py_TYPE(array.ptr()) == py::detail::npy_api::get().PyArray_Type_;
+  if (!plain && py::hasattr(array, "mask"))
+    throw py::type_error(std::string(name) + " is a masked array, expected a NumPy array");
+}
+
 py::array as_array(py::handle object, const char* name, int ndim) {
   if (!py::isinstance<py::array>(object)) throw py::type_error(std::string(name) + " must be a NumPy array");
+  refuse_masked(object, name);
   py::array array = py::reinterpret_borrow<py::array>(object);
   if (array.ndim() != ndim)
     throw py::value_error(std::string(name) + " has shape " + shape_text(array) + ", expected " + std::to_string(ndim) +
@@ -131,7 +138,10 @@ double as_float(py::handle object, const char* name) {
   if (!PyFloat_Check(object.ptr()) && (!PyLong_Check(object.ptr()) || PyBool_Check(object.ptr())))
     throw py::type_error(std::string(name) + " must be a float");
   const double value = PyFloat_AsDouble(object.ptr());
-  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  if (value == -1 && PyErr_Occurred()) {
+    PyErr_Clear();
+    throw py::value_error(std::string(name) + " is too large for a float");
+  }
   return value;
 }
 

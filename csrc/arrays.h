@@ -19,6 +19,9 @@ struct Layout {
 };
 constexpr Layout bhsd{1, 2}, bshd{2, 1};
 
+// TypeError for a numpy.ma.MaskedArray, whose mask would have no effect.
+void refuse_masked(py::handle array, const char* name);
+
 // `object` as an array of `ndim` axes; TypeError or ValueError otherwise.
 py::array as_array(py::handle object, const char* name, int ndim);
 

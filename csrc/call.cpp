@@ -12,6 +12,7 @@ namespace {
 using std::to_string;
 
 constexpr int64_t most_channels = 1 << 16;
+constexpr int64_t most_tokens = unbounded / 4;  // positions and bounds of windows can be added
 
 [[noreturn]] void mismatch(const char* name, const py::array& array, const std::string& expected) {
   throw py::value_error(std::string(name) + " has shape " + shape_text(array) + ", expected " + expected);
@@ -63,6 +64,7 @@ Call::Tensor Call::tensor(py::handle object, const char* name) {
 int64_t Call::add_store(py::handle k_object, py::handle v_object) {
   const Tensor k = tensor(k_object, "k"), v = tensor(v_object, "v");
   const int64_t tokens = k.array.shape(layout_.token), heads = k.array.shape(layout_.head);
+  if (tokens > most_tokens) mismatch("k", k.array, "at most " + to_string(most_tokens) + " tokens");
   if (stores_.empty()) {
     a_.kv_heads = heads;
     a_.v_head_dim = v.array.shape(3);
@@ -119,6 +121,7 @@ void Call::end_sequence(const Sequence& sequence) {
 void Call::set_mask(py::handle object, int64_t batch, int64_t queries, int64_t keys) {
   if (object.is_none()) return;
   if (!py::isinstance<py::array>(object)) throw py::type_error("mask must be a NumPy array");
+  refuse_masked(object, "mask");
   const py::array mask = py::reinterpret_borrow<py::array>(object);
   a_.mask_type = mask_type(mask, "mask");
   const int64_t sizes[4] = {batch, a_.query_heads, queries, keys};
@@ -171,6 +174,7 @@ void Call::set_scores(py::handle scale, py::handle softcap, py::handle sinks) {
     sinks_.push_back(type == DType::f32 ? double(element<float>(p)) : element<double>(p));
   }
   a_.sinks = sinks_.data();
+  inputs_.push_back(array);
 }
 
 py::object Call::run(py::handle out_object, py::handle return_lse, py::handle num_threads) {
@@ -212,7 +216,7 @@ py::object Call::run(py::handle out_object, py::handle return_lse, py::handle nu
   a_.stores = stores_.data();
   a_.sequences = sequences_.data();
   a_.sequence_count = int64_t(sequences_.size());
-  if (a_.query_heads > 0) {
+  if (out.size() > 0 || (want_lse && lse.size() > 0)) {
     py::gil_scoped_release release;
     attend(a_);
   }

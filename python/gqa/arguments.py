@@ -52,17 +52,17 @@ def int_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
 
 def check_output(out: Any, shape: tuple[int, ...], dtype: str, inputs: dict[str, Array]) -> Array:
     """`out` itself; raise unless it can take a result of that shape and dtype without harm to the inputs."""
-    out = as_array("out", out)
-    if dtype_name("out", out) != dtype:
-        raise TypeError(f"out has dtype {out.dtype}, expected {dtype} as q")
-    if out.shape != shape:
-        raise ValueError(f"out has shape {out.shape}, expected {shape}")
-    if not out.flags.writeable:
+    array = as_array("out", out)
+    if dtype_name("out", array) != dtype:
+        raise TypeError(f"out has dtype {array.dtype}, expected {dtype} as q")
+    if array.shape != shape:
+        raise ValueError(f"out has shape {array.shape}, expected {shape}")
+    if not array.flags.writeable:
         raise ValueError("out is read-only")
     for name, x in inputs.items():
-        if shares_memory(out, x):
+        if shares_memory(array, x):
             raise ValueError(f"out overlaps {name} in memory")
-    return out
+    return array
 
 
 def shares_memory(a: Array, b: Array) -> bool:
@@ -70,6 +70,6 @@ def shares_memory(a: Array, b: Array) -> bool:
     if not np.may_share_memory(a, b):
         return False
     try:
-        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]  # the stub knows two values only
+        return bool(np.shares_memory(a, b, max_work=100_000))  # type: ignore[arg-type]  # the stub knows two values
     except np.exceptions.TooHardError:
         return True

@@ -144,17 +144,16 @@ def attention(
         check_output(out, sizes.out, out_dtype, inputs)
         if any(np.may_share_memory(out, x) for x in inputs.values()):
             target = None  # interleaved with an input, byte by byte apart: too fine for the extension to tell
-    per_batch = (sizes.batch,) if sizes.batched else ()
     output, lse = _core.attention(
         _batched(q, sizes), _batched(k, sizes), _batched(v, sizes),
         _batched(past_key, sizes), _batched(past_value, sizes),
         mask if mask is None or sizes.batched or mask.ndim < 3 else mask[None],
         check_flag("causal", causal),
-        query_offset if query_offset is None else _offsets(query_offset, per_batch),
+        query_offset if query_offset is None else _offsets(query_offset, sizes),
         check_window(window),
-        kv_lengths if kv_lengths is None else np.atleast_1d(int_array("kv_lengths", kv_lengths, per_batch)),
-        scale if scale is None else float(scale),
-        float(softcap),
+        kv_lengths if kv_lengths is None else _lengths(kv_lengths, sizes),
+        scale if scale is None else check_float("scale", scale),
+        check_float("softcap", softcap, 0.0),
         sinks if sinks is None else sinks.astype(np.float64),
         layout,
         target if target is None or sizes.batched else target[None],
@@ -201,12 +200,17 @@ def infer_shapes(shapes: dict[str, Shape], dtypes: dict[str, Any], **options: An
     {'out': ((2, 8, 1, 32), 'float16'), 'lse': ((2, 8, 1), 'float32')}
     """
     shapes = {name: tuple(check_int(f"the shape of {name}", n, 0) for n in shape) for name, shape in shapes.items()}
-    names = {name: "quantized" if dtype is Quantized else name_of(dtype) for name, dtype in dtypes.items()}
-    for name in ("mask", "sinks", "kv_lengths", "query_offset"):
-        if options.get(name) is not None:
-            array = np.asarray(options.pop(name))
-            shapes[name], names[name] = array.shape, array.dtype.name
-    sizes, out_dtype, lse_dtype = _check(shapes, names, **{name: x for name, x in options.items() if x is not None})
+    names = {name: "quantized" if dtype is Quantized else name_of(dtype, name) for name, dtype in dtypes.items()}
+    for name in ("mask", "sinks"):
+        if (x := options.pop(name, None)) is not None:
+            shapes[name], names[name] = as_array(name, x).shape, dtype_name(name, x)
+    lengths, offset = options.pop("kv_lengths", None), options.pop("query_offset", None)
+    options.pop("out", None)
+    sizes, out_dtype, lse_dtype = _check(shapes, names, **options)
+    if lengths is not None:
+        _lengths(lengths, sizes)
+    if offset is not None:
+        _offsets(offset, sizes)
     return {"out": (sizes.out, out_dtype), "lse": (sizes.lse, lse_dtype)}
 
 
@@ -259,8 +263,16 @@ def _batched(x: Array | Quantized | None, sizes: AttentionShapes) -> Array | Qua
     return x if sizes.batched else x[None]
 
 
-def _offsets(query_offset: Any, shape: Shape) -> int | Array:
+def _offsets(query_offset: Any, sizes: AttentionShapes) -> int | Array:
     """One position for all, or one for each batch entry."""
     if np.ndim(query_offset) == 0:
         return check_int("query_offset", query_offset)
-    return int_array("query_offset", query_offset, shape)
+    return int_array("query_offset", query_offset, (sizes.batch,) if sizes.batched else ())
+
+
+def _lengths(kv_lengths: Any, sizes: AttentionShapes) -> Array:
+    """The number of keys of each batch entry."""
+    lengths = np.atleast_1d(int_array("kv_lengths", kv_lengths, (sizes.batch,) if sizes.batched else ()))
+    for b in np.flatnonzero((lengths < 0) | (lengths > sizes.keys)):
+        raise ValueError(f"kv_lengths[{b}] is {lengths[b]}, expected 0 to {sizes.keys}, the number of keys")
+    return lengths

@@ -9,9 +9,14 @@ import numpy as np
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 
-def name_of(dtype: Any) -> str:
-    """The name of a dtype given as a NumPy dtype, a scalar type or a name."""
-    return dtype if isinstance(dtype, str) and dtype in FLOATS else np.dtype(dtype).name
+def name_of(dtype: Any, name: str = "the array") -> str:
+    """The name of a dtype given as a NumPy dtype, a scalar type or a name; TypeError if its bytes are swapped."""
+    if isinstance(dtype, str) and dtype in FLOATS:
+        return dtype
+    dtype = np.dtype(dtype)
+    if not dtype.isnative:
+        raise TypeError(f"{name} has dtype {dtype.str!r}, expected native byte order")
+    return str(dtype.name)
 
 
 def dtype_named(name: str) -> np.dtype[Any]:

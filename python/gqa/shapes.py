@@ -58,6 +58,8 @@ class AttentionShapes:
 
 def attention_shapes(shapes: dict[str, Shape], *, layout: str = "bhsd") -> AttentionShapes:
     """Check the shapes of q and of k and v, past_key and past_value, or all four; ValueError if they do not fit."""
+    if not isinstance(layout, str):
+        raise TypeError(f"layout is {layout!r}, expected a string")
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}, expected one of {', '.join(map(repr, LAYOUTS))}")
     for one, other in (("k", "v"), ("past_key", "past_value")):
@@ -170,9 +172,12 @@ def check_flag(name: str, value: Any) -> bool:
 
 def check_float(name: str, value: Any, least: float = -math.inf) -> float:
     """`value` as a finite float; TypeError if it is no number, ValueError if it is not finite or below `least`."""
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__") or getattr(value, "shape", ()) != ():
         raise TypeError(f"{name} is {value!r}, expected a float")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is too large for a float") from None
     if not math.isfinite(number) or number < least:
         bound = f" of at least {least:g}" if least > -math.inf else ""
         raise ValueError(f"{name} is {number}, expected a finite number{bound}")
