@@ -67,6 +67,7 @@ py::object attention(py::handle q, py::handle k, py::handle v, py::handle past_k
 
   const PerBatch lengths(kv_lengths, "kv_lengths", batch), offsets(query_offset, "query_offset", batch);
   if (lengths.given() && !lengths.is_array()) throw py::type_error("kv_lengths must be an array");
+  call.reserve(batch);
   for (int64_t b = 0; b < batch; b++) {
     const int64_t length = lengths.given() ? lengths.at(b) : keys;
     if (length < 0 || length > keys)

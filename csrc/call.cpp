@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <new>
 #include <string>
 
 #include "threads.h"
@@ -81,6 +82,11 @@ int64_t Call::add_store(py::handle k_object, py::handle v_object) {
       {k.data, v.data, k.scale, v.scale, k.strides, v.strides, k.scale_strides, v.scale_strides, k.type, v.type});
   store_shapes_.push_back({k.array.shape(0), tokens});
   return tokens;
+}
+
+void Call::reserve(int64_t sequences) {
+  if (size_t(sequences) > sequences_.max_size()) throw std::bad_alloc();
+  sequences_.reserve(size_t(sequences));
 }
 
 void Call::require_batch(int64_t batch) const {

@@ -19,6 +19,9 @@ class Call {
   // store fixes kv_heads, head_dim and v_head_dim. Returns its number of tokens.
   int64_t add_store(py::handle k, py::handle v);
 
+  // MemoryError if there are too many sequences to list.
+  void reserve(int64_t sequences);
+
   // ValueError unless the first axis of every store is `batch`.
   void require_batch(int64_t batch) const;
 

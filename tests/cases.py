@@ -1,8 +1,8 @@
 """The table of cases: sizes on both sides of every seam of the kernels, every option, and every pair of options.
 
-Seams: a register tile has 4 to 32 rows; rows go into the lanes from 16 rows (group * queries) on, in blocks of 96 keys,
-where one or two blocks take another path than three; with fewer rows blocks have 256 keys; up to 64 rows are split every
-768 keys; a task has up to 1024 rows.
+Seams: a register tile has 4 to 32 rows; from 24 rows (group * queries) on, rows go into the lanes, with blocks of 96
+keys, where one or two blocks take another path than three; with fewer rows blocks have 256 keys; up to 64 rows are
+split every 768 keys; a task has up to 1024 rows.
 """
 
 from __future__ import annotations
@@ -33,10 +33,9 @@ class Case:
     latent: bool = False  # v is a view of k
 
     def __str__(self):
-        sizes = (
-            f"{self.batch}x{self.heads[0]}/{self.heads[1]}x{self.queries}x{self.keys}x{self.head_dim}/{self.v_head_dim}"
-        )
-        return "-".join((sizes, *self.options))
+        heads, head_dims = f"{self.heads[0]}/{self.heads[1]}", f"{self.head_dim}/{self.v_head_dim}"
+        sizes = f"{self.batch}x{heads}x{self.queries}x{self.keys}x{head_dims}"
+        return "-".join((sizes, *self.options, *["latent"] * self.latent))
 
     def arguments(self, dtype, layout="bhsd"):
         """The keyword arguments of the call, C-contiguous."""
@@ -66,6 +65,12 @@ class Case:
         """(out, lse) of the oracle, in float64."""
         out, lse = _expected(self, np.dtype(dtype))
         return (out, lse) if layout == "bhsd" else (out.swapaxes(1, 2), lse.swapaxes(1, 2))
+
+
+def tensors(rng, queries, keys, dtype=np.float32, *, batch=2, heads=(4, 2), head_dim=20, v_head_dim=12):
+    """q, k and v of unit-normal data, where no table is needed."""
+    shapes = ((heads[0], queries, head_dim), (heads[1], keys, head_dim), (heads[1], keys, v_head_dim))
+    return [rng.standard_normal((batch, *shape)).astype(dtype) for shape in shapes]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -105,37 +110,34 @@ HEADS = [
     for queries in (1, 7)
 ]
 HEAD_DIMS = [
-    Case(head_dim=head_dim, v_head_dim=v_head_dim, queries=queries, keys=29, latent=head_dim == 576)
-    for head_dim, v_head_dim in (
-        (1, 1), (5, 5), (5, 3), (2, 9), (8, 8), (13, 31), (33, 17), (64, 64), (80, 80), (128, 128), (7, 256), (256, 256), (576, 512),
+    Case(head_dim=head_dim, v_head_dim=v_head_dim, queries=queries, keys=29, latent=latent)
+    for head_dim, v_head_dim, latent in (
+        *((n, n, False) for n in (1, 5, 8, 64, 80, 128, 256)),
+        *((head_dim, v_head_dim, False) for head_dim, v_head_dim in ((5, 3), (2, 9), (13, 31), (33, 17), (7, 256))),
+        *((576, 512, latent) for latent in (False, True)),
     )
     for queries in (1, 3, 21)
-]  # fmt: skip
+]
 ROWS = [
     Case(heads=(group, 1), queries=rows // group, keys=100, batch=1)
-    for group, rows in itertools.product(
-        (1, 3), (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 18, 24, 30, 31, 32, 33, 48, 49, 63, 64, 65, 66, 97)
-    )
+    for group in (1, 3)
+    for rows in (*range(1, 10), 12, 15, 16, 17, 21, 22, 23, 24, 25, 27, 31, 32, 33, 48, 49, 63, 64, 65, 66, 97)
     if rows % group == 0
 ]
 KEYS = [
     Case(heads=(2, 1), queries=queries, keys=keys, batch=1, options=options)
-    for queries in (1, 2, 9, 33)
+    for queries in (1, 9, 13, 33)
     for keys in (0, 1, 2, 3, 5, 6, 7, 11, 12, 13, 16, 17, 95, 96, 97, 191, 192, 193, 255, 256, 257, 289, 512, 513)
     for options in ((), ("causal", "past"))
 ]
 EMPTY = [
-    Case(**{name: 0 for name in names})
+    Case(**dict.fromkeys(names, 0), queries=queries)
     for names in (
-        ("batch",),
-        ("queries",),
-        ("keys",),
-        ("head_dim",),
-        ("v_head_dim",),
-        ("head_dim", "v_head_dim"),
-        ("keys", "batch"),
+        ("batch",), ("keys",), ("head_dim",), ("v_head_dim",), ("head_dim", "v_head_dim"), ("keys", "batch"),
+        ("keys", "v_head_dim"),
     )
-] + [Case(queries=20, head_dim=0), Case(queries=20, v_head_dim=0), Case(heads=(0, 2)), Case(queries=20, keys=0)]
+    for queries in (0, 3, 20)
+] + [Case(queries=0), Case(heads=(0, 2))]  # fmt: skip
 ONE_OPTION = [(option,) for option in OPTIONS]
 TWO_OPTIONS = [pair for pair in itertools.combinations(OPTIONS, 2) if pair != ("bool_mask", "float_mask")]
 MANY_OPTIONS = [
@@ -145,9 +147,11 @@ MANY_OPTIONS = [
 WITH_OPTIONS = [
     Case(heads=heads, queries=queries, keys=keys, options=options)
     for options in ONE_OPTION + TWO_OPTIONS + MANY_OPTIONS
-    for heads, queries, keys in (((6, 2), 1, 270), ((4, 2), 5, 30), ((6, 2), 7, 110), ((4, 2), 26, 203))
+    for heads, queries, keys in (((6, 2), 1, 270), ((4, 2), 5, 30), ((6, 2), 9, 110), ((4, 2), 26, 203))
 ]
-CASES = HEADS + HEAD_DIMS + ROWS + KEYS + EMPTY + WITH_OPTIONS
+TABLE = {
+    "heads": HEADS, "head dims": HEAD_DIMS, "rows": ROWS, "keys": KEYS, "empty": EMPTY, "options": WITH_OPTIONS,
+}  # fmt: skip
 
 # Long enough for several threads, and for splits where rows are few.
 LONG = [
@@ -155,6 +159,7 @@ LONG = [
     for heads, queries, keys, batch, options in (
         ((4, 1), 1, 767, 1, ()),
         ((4, 1), 1, 768, 1, ()),
+        ((4, 1), 1, 769, 1, ()),
         ((8, 2), 1, 2305, 1, ("sinks",)),
         ((2, 1), 8, 2305, 1, ("causal", "past")),
         ((4, 2), 3, 1600, 2, ("lengths", "softcap")),

@@ -12,6 +12,15 @@ import gqa
 
 PATHS = [str(Path(__file__).parent), str(Path(gqa.__file__).parent.parent)]
 
+# Enough work for several threads; one head, so that its keys are split among them.
+PARALLEL = """
+import numpy as np, gqa
+q, k, v = np.random.default_rng(0).standard_normal((3, 1, 1, 4096, 64)).astype(np.float32)
+q = np.repeat(q[:, :, :4], 4, axis=1)
+def call(threads=4):
+    return gqa.attention(q, k, v, num_threads=threads).tobytes()
+"""
+
 
 def start(code, *arguments, timeout=60, **environment):
     """Runs code, with the tests and gqa on its path, and returns the CompletedProcess."""

@@ -8,6 +8,11 @@ import pytest
 
 from gqa import _core
 
+# (queries, keys) that between them run every loop, with groups of two heads: channels in the lanes over one block, over
+# several and over several splits; rows in the lanes over one block, over several, and in several tiles.
+SIZES = {
+    "decode": (1, 40), "few": (3, 300), "split": (2, 1700), "rows": (12, 50), "blocks": (15, 290), "tiles": (40, 200),
+}  # fmt: skip
 DTYPES = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -23,6 +28,11 @@ def isa(request):
 @pytest.fixture(params=DTYPES)
 def dtype(request):
     return DTYPES[request.param]
+
+
+@pytest.fixture(params=SIZES)
+def size(request):
+    return SIZES[request.param]
 
 
 @pytest.fixture(params=[1, 2, 5])

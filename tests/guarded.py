@@ -10,6 +10,8 @@ import mmap
 
 import numpy as np
 
+import gqa
+
 NONE, READ, READ_WRITE = 0, 1, 3
 libc = ctypes.CDLL(None, use_errno=True)
 pages = []  # kept alive
@@ -28,6 +30,17 @@ def guarded(x, at_end, writable=False):
     _protect(begin + mmap.PAGESIZE, data_bytes, READ_WRITE if writable else READ)
     _protect(begin + mmap.PAGESIZE + data_bytes, mmap.PAGESIZE, NONE)
     return y
+
+
+def guard(arguments, at_end):
+    """The arguments with all their arrays guarded."""
+
+    def one(x):
+        if isinstance(x, gqa.Quantized):
+            return gqa.Quantized(guarded(x.data, at_end), guarded(x.scale, at_end))
+        return guarded(x, at_end) if isinstance(x, np.ndarray) else x
+
+    return {name: one(x) for name, x in arguments.items()}
 
 
 def guarded_tail(x, axis, kept):

@@ -98,8 +98,10 @@ TYPES = [
     ({"mask": np.ma.masked_array(ones(5, 9))}, "mask is a MaskedArray, expected a NumPy array"),
     *(
         ({"q": ones(2, 8, 5, 16, dtype=dtype)}, f"q has dtype {name}, expected float32, float64, float16, bfloat16")
-        for dtype, name in ((np.int32, "int32"), (np.complex64, "complex64"), (bool, "bool"), (object, "object"), ("S1", "bytes8"),
-                            ("M8[s]", r"datetime64\[s\]"), (np.longdouble, np.dtype(np.longdouble).name))
+        for dtype, name in (
+            (np.int32, "int32"), (np.complex64, "complex64"), (bool, "bool"), (object, "object"), ("S1", "bytes8"),
+            ("M8[s]", r"datetime64\[s\]"), (np.longdouble, np.dtype(np.longdouble).name),
+        )
     ),
     ({"q": ones(2, 8, 5, 16, dtype=ml_dtypes.float8_e4m3fn)}, "q has dtype float8_e4m3fn"),
     ({"q": np.zeros((2, 8, 5, 16), [("x", "f4")])}, "q has dtype void"),
@@ -157,5 +159,5 @@ REFUSED = [
 
 
 def name_of(row):
-    change, error, message = row
+    _, error, message = row
     return f"{error.__name__}: {message}"

@@ -41,7 +41,7 @@ def test_a_past_in_half_precision(isa, rng):
     np.testing.assert_allclose(out, expected, rtol=2**-10)
 
 
-@pytest.mark.parametrize("queries", [1, 2, 20])
+@pytest.mark.parametrize("queries", [1, 2, 30])
 def test_positions_are_counted_from_the_end_of_the_keys(isa, queries):
     """Values that number the keys, one-hot scores: row i sees as many as causal allows."""
     keys = 40
@@ -54,7 +54,7 @@ def test_positions_are_counted_from_the_end_of_the_keys(isa, queries):
     np.testing.assert_array_equal(np.count_nonzero(out[0, 0], axis=1), 1 + np.arange(queries))
 
 
-@pytest.mark.parametrize("queries", [3, 20])
+@pytest.mark.parametrize("queries", [3, 30])
 def test_a_window_counts_the_keys_beside_the_current_one(isa, queries):
     keys = 50
     q, k = np.zeros((1, 1, queries, 1), np.float32), np.zeros((1, 1, keys, 1), np.float32)
@@ -85,78 +85,3 @@ def test_a_cache_alone(isa, rng):
     q, past_key, past_value = rng.standard_normal((3, 1, 4, 5, 8)).astype(np.float32)
     out = gqa.attention(q, past_key=past_key, past_value=past_value)
     np.testing.assert_array_equal(out, gqa.attention(q, past_key, past_value))
-
-
-# ---- merge_states ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def parts(rng):
-    q, k, v = (rng.standard_normal((2, h, n, 8)).astype(np.float32) for h, n in ((4, 5), (2, 30), (2, 30)))
-    cuts = (slice(0, 7), slice(7, 7), slice(7, 30))
-    return gqa.attention(q, k, v, return_lse=True), [
-        gqa.attention(q, k[:, :, i], v[:, :, i], return_lse=True) for i in cuts
-    ]
-
-
-def test_merging_parts(parts):
-    (whole, whole_lse), parts = parts
-    for given in (list, tuple, np.stack):
-        for order in (slice(None), slice(None, None, -1)):
-            out, lse = gqa.merge_states(
-                given([out for out, _ in parts[order]]), given([lse for _, lse in parts[order]])
-            )
-            assert out.dtype == lse.dtype == np.float32
-            np.testing.assert_allclose(out, whole, rtol=0, atol=1e-6)
-            np.testing.assert_allclose(lse, whole_lse, rtol=1e-6)
-
-
-def test_merging_one_part(parts):
-    (whole, whole_lse), _ = parts
-    out, lse = gqa.merge_states([whole], [whole_lse])
-    np.testing.assert_array_equal(out, whole)
-    np.testing.assert_array_equal(lse, whole_lse)
-
-
-def test_merging_parts_without_keys():
-    out, lse = gqa.merge_states([np.zeros((3, 4), np.float32)] * 2, [np.full(3, -np.inf, np.float32)] * 2)
-    assert not out.any()
-    assert np.isneginf(lse).all()
-
-
-def test_merging_leaves_what_has_no_weight():
-    """What a part without keys holds does not count; a NaN that counts does."""
-    outs = [np.full((2, 3), np.nan, np.float32), np.ones((2, 3), np.float32)]
-    out, lse = gqa.merge_states(outs, [np.full(2, -np.inf, np.float32), np.zeros(2, np.float32)])
-    assert (out == 1).all()
-    out, lse = gqa.merge_states([outs[1], outs[1]], [np.full(2, np.nan, np.float32), np.zeros(2, np.float32)])
-    assert np.isnan(out).all()
-    assert np.isnan(lse).all()
-
-
-@pytest.mark.parametrize("far", [1e4, 3e38])
-def test_merging_parts_far_apart(far):
-    outs, lses = [np.full((1, 2), x, np.float32) for x in (1, 2)], [np.full(1, x, np.float32) for x in (-far, far)]
-    out, lse = gqa.merge_states(outs, lses)
-    np.testing.assert_array_equal(out, 2)
-    np.testing.assert_array_equal(lse, np.float32(far))
-
-
-def test_merging_accumulates_in_the_wider_type(parts):
-    _, parts = parts
-    outs, lses = [out for out, _ in parts], [lse for _, lse in parts]
-    out, lse = gqa.merge_states([out.astype(np.float16) for out in outs], lses)
-    assert out.dtype == np.float16
-    assert lse.dtype == np.float32
-    out, lse = gqa.merge_states(outs, [lse.astype(np.float64) for lse in lses])
-    assert out.dtype == np.float32
-    assert lse.dtype == np.float64
-
-
-def test_merging_does_not_change_its_arguments(parts):
-    _, parts = parts
-    before = [(out.copy(), lse.copy()) for out, lse in parts]
-    gqa.merge_states(*zip(*parts))
-    for (out, lse), (out1, lse1) in zip(parts, before):
-        np.testing.assert_array_equal(out, out1)
-        np.testing.assert_array_equal(lse, lse1)

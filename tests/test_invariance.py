@@ -5,7 +5,7 @@ import pytest
 
 import cases
 import gqa
-from compare import assert_same_bits
+from compare import assert_same_bits, naming
 
 PER_BATCH = ("q", "k", "v", "past_key", "past_value", "kv_lengths", "query_offset")
 # Units of work (KV heads times blocks of rows) fewer than threads, so that splits are dealt out; and many.
@@ -15,20 +15,22 @@ CASES = [
         cases.Case(heads=heads, queries=queries, keys=keys, head_dim=64, v_head_dim=80, options=options)
         for heads, queries, keys in (((4, 1), 1, 3000), ((4, 1), 5, 1700), ((8, 2), 8, 1600), ((12, 1), 130, 250))
         for options in (
-            (), ("causal", "past"), ("causal", "window"), ("bool_mask",), ("float_mask", "softcap"), ("lengths", "offset", "sinks"),
+            (), ("causal", "past"), ("causal", "window"), ("bool_mask",), ("float_mask", "softcap"),
+            ("lengths", "offset", "sinks"),
         )
     ),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_threads(isa, dtype, case):
-    arguments = case.arguments(dtype)
-    out, lse = gqa.attention(**arguments, return_lse=True, num_threads=1)
-    for threads in (2, 3, 16):
-        out1, lse1 = gqa.attention(**arguments, return_lse=True, num_threads=threads)
-        assert_same_bits(out1, out)
-        assert_same_bits(lse1, lse)
+def test_threads(isa, dtype):
+    for case in CASES:
+        arguments = case.arguments(dtype)
+        out, lse = gqa.attention(**arguments, return_lse=True, num_threads=1)
+        for threads in (2, 5):
+            with naming(case, f"{threads} threads"):
+                out1, lse1 = gqa.attention(**arguments, return_lse=True, num_threads=threads)
+                assert_same_bits(out1, out)
+                assert_same_bits(lse1, lse)
 
 
 def entry(arguments, b):
@@ -38,21 +40,20 @@ def entry(arguments, b):
     return alone | ({"mask": mask[b : b + 1]} if mask is not None and mask.ndim == 4 and len(mask) > 1 else {})
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("case", [case for case in CASES if case.batch > 1], ids=str)
-def test_batches(isa, dtype, case, threads):
-    arguments = case.arguments(dtype)
-    out, lse = gqa.attention(**arguments, return_lse=True, num_threads=threads)
-    for b in range(case.batch):
-        out1, lse1 = gqa.attention(**entry(arguments, b), return_lse=True, num_threads=2)
-        assert_same_bits(out1, out[b : b + 1])
-        assert_same_bits(lse1, lse[b : b + 1])
+def test_batches(isa, dtype):
+    for case in CASES:
+        arguments = case.arguments(dtype)
+        out, lse = gqa.attention(**arguments, return_lse=True, num_threads=3)
+        for b in range(case.batch):
+            with naming(case, f"entry {b}"):
+                out1, lse1 = gqa.attention(**entry(arguments, b), return_lse=True, num_threads=2)
+                assert_same_bits(out1, out[b : b + 1])
+                assert_same_bits(lse1, lse[b : b + 1])
 
 
 @pytest.mark.parametrize("queries", [1, 6, 70])
-def test_a_batch_of_unlike_lengths(isa, dtype, queries):
+def test_a_batch_of_unlike_lengths(isa, dtype, queries, rng):
     """Each entry equals a call over its own keys alone, without the padding."""
-    rng = np.random.default_rng(1)
     lengths = [0, 1, 13, 96, 97, 767, 769, 1600, 2000]
     q = rng.standard_normal((len(lengths), 4, queries, 32)).astype(dtype)
     k, v = rng.standard_normal((2, len(lengths), 2, 2000, 32)).astype(dtype)
@@ -65,16 +66,17 @@ def test_a_batch_of_unlike_lengths(isa, dtype, queries):
             assert_same_bits(alone_lse, lse[one])
 
 
-@pytest.mark.parametrize("case", CASES[::5], ids=str)
-def test_heads(isa, dtype, case):
+def test_heads(isa, dtype):
     """A KV head's queries do not depend on the other heads."""
-    arguments = {name: x for name, x in case.arguments(dtype).items() if name not in ("mask", "sinks")}
-    out = gqa.attention(**arguments, num_threads=3)
-    group = case.heads[0] // case.heads[1]
-    for h in range(case.heads[1]):
-        heads = {"q": slice(h * group, (h + 1) * group)} | {name: slice(h, h + 1) for name in cases.TENSORS[1:]}
-        alone = {name: x[:, heads[name]] if name in heads else x for name, x in arguments.items()}
-        assert_same_bits(gqa.attention(**alone), np.ascontiguousarray(out[:, heads["q"]]))
+    for case in CASES[::5]:
+        arguments = {name: x for name, x in case.arguments(dtype).items() if name not in ("mask", "sinks")}
+        out = gqa.attention(**arguments, num_threads=3)
+        group = case.heads[0] // case.heads[1]
+        for h in range(case.heads[1]):
+            heads = {"q": slice(h * group, (h + 1) * group)} | {name: slice(h, h + 1) for name in cases.TENSORS[1:]}
+            alone = {name: x[:, heads[name]] if name in heads else x for name, x in arguments.items()}
+            with naming(case, f"head {h}"):
+                assert_same_bits(gqa.attention(**alone), np.ascontiguousarray(out[:, heads["q"]]))
 
 
 def test_repeated_calls(isa, dtype):
@@ -82,4 +84,5 @@ def test_repeated_calls(isa, dtype):
         arguments = case.arguments(dtype)
         first = gqa.attention(**arguments, num_threads=3)
         for _ in range(3):
-            assert_same_bits(gqa.attention(**arguments, num_threads=3), first)
+            with naming(case):
+                assert_same_bits(gqa.attention(**arguments, num_threads=3), first)

@@ -1,4 +1,6 @@
-"""Any strides, any alignment, read-only: the same bits as from fresh contiguous arrays, and inputs stay as they were."""
+"""Any strides, any alignment, read-only: the bits that contiguous arrays give, and inputs stay as they were."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -6,19 +8,18 @@ from numpy.lib.stride_tricks import as_strided
 
 import cases
 import gqa
-from compare import assert_same_bits
+from compare import assert_same_bits, naming
 
 OPTIONS = ("past", "float_mask", "sinks", "lengths", "offset")
-CASES = [
-    cases.Case(queries=1, keys=270, options=OPTIONS),
-    cases.Case(heads=(6, 2), queries=9, keys=130, head_dim=33, v_head_dim=17, options=OPTIONS),
-    cases.Case(heads=(6, 2), queries=31, keys=300, options=OPTIONS),
-]
-
-
-@pytest.fixture(params=CASES, ids=str)
-def case(request):
-    return request.param
+case = pytest.mark.parametrize(
+    "case",
+    [
+        cases.Case(queries=1, keys=270, options=OPTIONS),
+        cases.Case(heads=(6, 2), queries=9, keys=130, head_dim=33, v_head_dim=17, options=OPTIONS),
+        cases.Case(heads=(6, 2), queries=31, keys=300, options=OPTIONS),
+    ],
+    ids=str,
+)
 
 
 def transposed(x):
@@ -64,53 +65,46 @@ def last_axis_reversed(x):
     return np.ascontiguousarray(x[..., ::-1])[..., ::-1]
 
 
-WAYS = [transposed, gaps, reversed_axes, misaligned, read_only, fortran, last_axis_reversed]
+WAYS = {
+    way.__name__: way
+    for way in (transposed, gaps, reversed_axes, misaligned, read_only, fortran, last_axis_reversed)
+}  # fmt: skip
 
 
-def convert(arguments, way, names=None):
-    return {
-        name: way(x) if isinstance(x, np.ndarray) and (names is None or name in names) else x
-        for name, x in arguments.items()
-    }
+@case
+def test_inputs_of_any_strides(isa, dtype, case):
+    """All of them in the same way, and one at a time."""
+    for layout in ("bhsd", "bshd"):
+        arguments = case.arguments(dtype, layout)
+        arrays = {name: x for name, x in arguments.items() if isinstance(x, np.ndarray)}
+        expected = gqa.attention(**arguments)
+        for way, chosen in itertools.product(WAYS, (tuple(arrays), *((name,) for name in arrays))):
+            inputs = {name: WAYS[way](arrays[name]) for name in chosen}
+            with naming(layout, way, *chosen):
+                out = gqa.attention(**arguments | inputs)
+                assert out.flags.c_contiguous
+                assert_same_bits(out, expected)
+                for name, x in inputs.items():
+                    assert_same_bits(np.ascontiguousarray(x), arrays[name])
 
 
-@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_inputs_of_any_strides(isa, dtype, case, layout, way):
-    arguments = case.arguments(dtype, layout)
-    expected = gqa.attention(**arguments)
-    inputs = convert(arguments, way)
-    out, lse = gqa.attention(**inputs, return_lse=True)
-    assert out.flags.c_contiguous
-    assert_same_bits(out, expected)
-    for name, x in arguments.items():
-        if isinstance(x, np.ndarray):
-            assert_same_bits(np.ascontiguousarray(inputs[name]), x)
+@case
+def test_an_output_of_any_strides(isa, dtype, case):
+    for layout in ("bhsd", "bshd"):
+        arguments = case.arguments(dtype, layout)
+        expected, expected_lse = gqa.attention(**arguments, return_lse=True)
+        for name, way in WAYS.items():
+            if way is read_only:
+                continue
+            out = way(np.full_like(expected, 7))
+            with naming(layout, name):
+                result, lse = gqa.attention(**arguments, out=out, return_lse=True)
+                assert result is out
+                assert_same_bits(np.ascontiguousarray(out), expected)
+                assert_same_bits(lse, expected_lse)
 
 
-@pytest.mark.parametrize(
-    "name", ["q", "k", "v", "past_key", "past_value", "mask", "sinks", "kv_lengths", "query_offset"]
-)
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_one_input_of_other_strides(dtype, case, way, name):
-    arguments = case.arguments(dtype)
-    assert_same_bits(gqa.attention(**convert(arguments, way, [name])), gqa.attention(**arguments))
-
-
-@pytest.mark.parametrize(
-    "way", [transposed, gaps, reversed_axes, misaligned, fortran, last_axis_reversed], ids=lambda way: way.__name__
-)
-@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
-def test_an_output_of_any_strides(isa, dtype, case, layout, way):
-    arguments = case.arguments(dtype, layout)
-    expected, expected_lse = gqa.attention(**arguments, return_lse=True)
-    out = way(np.full_like(expected, 7))
-    result, lse = gqa.attention(**arguments, out=out, return_lse=True)
-    assert result is out
-    assert_same_bits(np.ascontiguousarray(out), expected)
-    assert_same_bits(lse, expected_lse)
-
-
+@case
 def test_an_output_leaves_what_lies_between_its_rows(isa, dtype, case):
     arguments = case.arguments(dtype)
     expected = gqa.attention(**arguments)
@@ -121,6 +115,7 @@ def test_an_output_leaves_what_lies_between_its_rows(isa, dtype, case):
     assert (memory == 7).all()
 
 
+@case
 def test_heads_and_batch_of_stride_0(isa, dtype, case):
     """One KV head, or one sequence's keys, for all, by a view."""
     arguments = case.arguments(dtype)
@@ -133,6 +128,7 @@ def test_heads_and_batch_of_stride_0(isa, dtype, case):
     assert_same_bits(gqa.attention(**arguments | shared | {"mask": mask}), gqa.attention(**arguments | copies))
 
 
+@case
 def test_tokens_of_stride_0(isa, dtype, case):
     arguments = case.arguments(dtype)
     views = {name: np.broadcast_to(arguments[name][:, :, :1], arguments[name].shape) for name in ("q", "k", "v")}
@@ -143,9 +139,8 @@ def test_tokens_of_stride_0(isa, dtype, case):
 def test_overlapping_rows(isa, dtype):
     """Keys that are windows of one row of memory, one element further on each."""
     memory = np.linspace(-1, 1, 400).astype(dtype)
-    k = as_strided(
-        memory, (1, 2, 100, 16), (0, 64 * memory.itemsize, memory.itemsize, memory.itemsize), writeable=False
-    )
+    size = memory.itemsize
+    k = as_strided(memory, (1, 2, 100, 16), (0, 64 * size, size, size), writeable=False)
     q = np.ones((1, 4, 5, 16), dtype)
     assert_same_bits(gqa.attention(q, k, k), gqa.attention(q, k.copy(), k.copy()))
 
@@ -157,13 +152,15 @@ def test_values_that_are_a_view_of_the_keys(isa, dtype, head_dim):
     assert_same_bits(gqa.attention(q, k, k[..., 2:-2]), gqa.attention(q, k, k[..., 2:-2].copy()))
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("queries", [1, 30])
-def test_quantised_arrays_of_any_strides(isa, queries, way):
+def test_quantised_arrays_of_any_strides(isa, queries):
     arguments = cases.Case(queries=queries, keys=140).arguments(np.float32)
-    k, v = gqa.quantize(arguments.pop("k")), gqa.quantize(arguments.pop("v"))
-    other = [gqa.Quantized(way(x.data), way(x.scale)) for x in (k, v)]
-    assert_same_bits(gqa.attention(**arguments, k=other[0], v=other[1]), gqa.attention(**arguments, k=k, v=v))
+    tensors = {name: gqa.quantize(arguments[name]) for name in ("k", "v")}
+    expected = gqa.attention(**arguments | tensors)
+    for name, way in WAYS.items():
+        views = {tensor: gqa.Quantized(way(x.data), way(x.scale)) for tensor, x in tensors.items()}
+        with naming(name):
+            assert_same_bits(gqa.attention(**arguments | views), expected)
 
 
 @pytest.mark.parametrize("layout", ["bhsd", "bshd"])
@@ -182,6 +179,7 @@ def test_without_the_batch_axis(isa, dtype, layout, options):
         assert_same_bits(given, out1)
 
 
+@case
 def test_layouts_give_the_same_bits(isa, dtype, case):
     out, lse = gqa.attention(**case.arguments(dtype), return_lse=True)
     out1, lse1 = gqa.attention(**case.arguments(dtype, "bshd"), return_lse=True)

@@ -1,7 +1,8 @@
-"""What attention refuses: TypeError for a wrong kind, ValueError for a wrong value or shape; nothing is written first."""
+"""What attention refuses, before it writes anything: TypeError for a wrong kind, ValueError for a wrong value."""
 
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import as_strided
 
 import cases
 import gqa
@@ -41,33 +42,21 @@ def test_a_good_call_is_good():
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("change", "message"),
     [
-        ({"kv_lengths": [9]}, ValueError, r"kv_lengths has shape \(1,\), expected \(\)"),
-        ({"query_offset": [0]}, ValueError, r"query_offset has shape \(1,\), expected \(\)"),
-        ({"kv_lengths": 10}, ValueError, r"kv_lengths.* is 10, expected 0 to 9"),
-        (
-            {"mask": ones(2, 8, 5, 9)},
-            ValueError,
-            r"mask has shape \(2, 8, 5, 9\), which does not broadcast to \(8, 5, 9\)",
-        ),
-        (
-            {"mask": ones(1, 8, 5, 9)},
-            ValueError,
-            r"mask has shape \(1, 8, 5, 9\), which does not broadcast to \(8, 5, 9\)",
-        ),
-        ({"out": ones(1, 8, 5, 12)}, ValueError, r"out has shape \(1, 8, 5, 12\), expected \(8, 5, 12\)"),
-        (
-            {"k": ones(3, 9, 16), "v": ones(3, 9, 12)},
-            ValueError,
-            "k has 3 heads, which does not divide the 8 heads of q",
-        ),
-        ({"past_key": PAST["past_key"], "past_value": PAST["past_value"][0]}, ValueError, "past_key has shape"),
+        ({"kv_lengths": [9]}, r"kv_lengths has shape \(1,\), expected \(\)"),
+        ({"query_offset": [0]}, r"query_offset has shape \(1,\), expected \(\)"),
+        ({"kv_lengths": 10}, r"kv_lengths.* is 10, expected 0 to 9"),
+        ({"mask": ones(2, 8, 5, 9)}, r"mask has shape \(2, 8, 5, 9\), which does not broadcast to \(8, 5, 9\)"),
+        ({"mask": ones(1, 8, 5, 9)}, r"mask has shape \(1, 8, 5, 9\), which does not broadcast to \(8, 5, 9\)"),
+        ({"out": ones(1, 8, 5, 12)}, r"out has shape \(1, 8, 5, 12\), expected \(8, 5, 12\)"),
+        ({"k": ones(3, 9, 16), "v": ones(3, 9, 12)}, "k has 3 heads, which does not divide the 8 heads of q"),
+        ({"past_key": PAST["past_key"], "past_value": PAST["past_value"][0]}, "past_key has shape"),
     ],
     ids=str,
 )
-def test_refused_without_the_batch(change, error, message):
-    with pytest.raises(error, match=message):
+def test_refused_without_the_batch(change, message):
+    with pytest.raises(ValueError, match=message):
         gqa.attention(**{name: x[0] for name, x in GOOD.items()} | change)
 
 
@@ -91,16 +80,8 @@ SHAPE = (2, 8, 5, 12)
         (np.zeros((8, 5, 12), np.float32), ValueError, r"out has shape \(8, 5, 12\), expected"),
         (np.zeros((), np.float32), ValueError, r"out has shape \(\), expected"),
         (np.broadcast_to(np.zeros(12, np.float32), SHAPE), ValueError, "out is read-only"),
-        (
-            np.lib.stride_tricks.as_strided(MEMORY, SHAPE, (0, 0, 0, 4)),
-            ValueError,
-            "out has elements that share memory",
-        ),
-        (
-            np.lib.stride_tricks.as_strided(MEMORY, SHAPE, (4, 48, 480, 4)),
-            ValueError,
-            "out has elements that share memory",
-        ),
+        (as_strided(MEMORY, SHAPE, (0, 0, 0, 4)), ValueError, "out has elements that share memory"),
+        (as_strided(MEMORY, SHAPE, (4, 48, 480, 4)), ValueError, "out has elements that share memory"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -143,9 +124,8 @@ def test_an_output_that_overlaps_a_quantised_input():
 @pytest.mark.parametrize("name", ["q", "k", "v", "mask"])
 def test_an_output_interleaved_with_an_input(name):
     """Rows in turn, or channels in turn: no byte in common."""
-    arguments = cases.Case(
-        heads=(4, 4), queries=6, keys=6, head_dim=8, v_head_dim=8, options=("float_mask",)
-    ).arguments(np.float32)
+    case = cases.Case(heads=(4, 4), queries=6, keys=6, head_dim=8, v_head_dim=8, options=("float_mask",))
+    arguments = case.arguments(np.float32)
     arguments["mask"] = np.ascontiguousarray(np.broadcast_to(arguments["mask"][..., :6], (2, 4, 6, 6)))
     expected = gqa.attention(**arguments)
     x = arguments[name]
@@ -186,7 +166,7 @@ def test_an_output_interleaved_with_an_input(name):
         ({"query_offset": np.array([-(2**63)] * 2), "causal": True}, {"kv_lengths": [0, 0]}),
         ({"query_offset": 2**61, "window": (2**60, None)}, {"kv_lengths": [0, 0]}),
         ({"kv_lengths": (3, 9)}, {"kv_lengths": np.array([3, 9])}),
-        *(({"kv_lengths": np.array([3, 9], dtype)}, {"kv_lengths": np.array([3, 9])}) for dtype in ("i1", "u1", ">i4", "i4", "u8")),
+        *(({"kv_lengths": np.array([3, 9], t)}, {"kv_lengths": [3, 9]}) for t in ("i1", "u1", ">i4", "i4", "u8")),
         ({"causal": np.True_}, {"causal": True}),
         ({"scale": np.float32(0.5)}, {"scale": 0.5}),
         ({"scale": np.array(0.5)}, {"scale": 0.5}),
@@ -213,56 +193,9 @@ def test_accepted(given, plain):
     assert_same_bits(np.asarray(gqa.attention(**good | given)), gqa.attention(**good, **plain))
 
 
-def test_zero_sizes_have_shapes_of_their_own():
-    for case in cases.EMPTY:
-        for layout in ("bhsd", "bshd"):
-            arguments = case.arguments(np.float32, layout)
-            out, lse = gqa.attention(**arguments, return_lse=True)
-            assert out.shape == (*arguments["q"].shape[:3], case.v_head_dim)
-            assert lse.shape == arguments["q"].shape[:3]
-
-
 def test_positional_arguments_end_with_v():
     with pytest.raises(TypeError, match="positional"):
         gqa.attention(GOOD["q"], GOOD["k"], GOOD["v"], None)
-
-
-# ---- merge_states, Quantized ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("outs", "lses", "error", "message"),
-    [
-        ([], [], ValueError, "0 outs and 0 lses"),
-        ([ones(2, 3)], [], ValueError, "1 outs and 0 lses"),
-        ([ones(2, 3)], [ones(3)], ValueError, r"lses\[0\] has shape \(3,\), expected \(2,\)"),
-        ([ones(2, 3)], [ones(2, 3)], ValueError, r"lses\[0\] has shape \(2, 3\), expected \(2,\)"),
-        ([ones(2, 3), ones(2, 4)], [ones(2), ones(2)], ValueError, r"outs\[1\] has shape \(2, 4\), expected \(2, 3\)"),
-        ([ones(2, 3, dtype=int)], [ones(2)], TypeError, r"outs\[0\] has dtype int64"),
-        ([ones(2, 3)], [ones(2, dtype=int)], TypeError, r"lses\[0\] has dtype int64"),
-        ([[1.0]], [ones(2)], TypeError, r"outs\[0\] is a list, expected a NumPy array"),
-        ([ones(2, 3)], [None], TypeError, r"lses\[0\] is a NoneType"),
-        (ones(2, 3), ones(3), ValueError, "2 outs and 3 lses"),
-    ],
-)
-def test_merge_states_refuses(outs, lses, error, message):
-    with pytest.raises(error, match=message):
-        gqa.merge_states(outs, lses)
-
-
-@pytest.mark.parametrize(
-    ("data", "scale", "error", "message"),
-    [
-        (ones(2, 3), ones(2), TypeError, "int8"),
-        (ones(2, 3, dtype=np.int8), ones(2, dtype=float), TypeError, "float32"),
-        (ones(2, 3, dtype=np.int8), ones(3), ValueError, r"scale has shape \(3,\), expected \(2,\)"),
-        (np.array(3, np.int8), ones(), ValueError, "scale has shape"),
-        ([1], ones(2), TypeError, "data is a list"),
-    ],
-)
-def test_quantized_refuses(data, scale, error, message):
-    with pytest.raises(error, match=message):
-        gqa.Quantized(data, scale)
 
 
 def test_a_query_cannot_be_quantised():

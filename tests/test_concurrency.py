@@ -1,0 +1,106 @@
+"""Calls from several Python threads at once, and in processes that fork, get the results that each gets alone."""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import cases
+import gqa
+from child import PARALLEL, output_of
+from compare import assert_same_bits
+
+
+def test_concurrent_calls():
+    """Python threads with sizes, dtypes and numbers of threads of their own get the results that each gets alone."""
+    chosen = cases.LONG + cases.WITH_OPTIONS[::9] + cases.EMPTY[:3]
+    arguments = [case.arguments(dtype) for case in chosen for dtype in (np.float32, np.float16)]
+    expected = [gqa.attention(**a) for a in arguments]
+
+    def work(seed):
+        for i in np.random.default_rng(seed).permutation(len(arguments)):
+            assert_same_bits(gqa.attention(**arguments[i], num_threads=1 + (seed + i) % 3), expected[i])
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(12)))
+
+
+def test_the_interpreter_runs_on_during_a_call():
+    q = np.ones((1, 8, 2048, 64), np.float32)
+    turns = 0
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(gqa.attention, q, q, q, num_threads=1)
+        while not call.done():
+            time.sleep(0.001)
+            turns += 1
+    assert turns > 5  # a call that held the lock would leave a turn before it and one after it
+
+
+# For code that runs in a process of its own.
+FORK = """
+import os, sys, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process with threads, which is what is tested
+
+def child(work):
+    "Runs work in a child; the exit status of this process is 1 if that fails or hangs."
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(pid, 0)[1] != 0:
+        sys.exit(1)
+
+def check():
+    assert call() == expected and call(1) == expected
+"""
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+
+
+FORKS = {
+    "after a parallel call": "expected = call(); child(check)",
+    "after serial calls": "expected = call(1); child(check); check(); child(check); check()",
+    "a child of a child": "expected = call(); child(lambda: child(check))",
+    "many calls": "expected = call(); child(lambda: [check() for _ in range(20)])",
+    "with Python threads": """
+def run(f):
+    t = threading.Thread(target=f); t.start(); t.join()
+expected = call(); run(check); child(lambda: (run(check), check())); run(lambda: child(check)); check()
+""",
+    "during calls": """
+expected = call(); stop = False
+def busy():
+    while not stop: call()
+threads = [threading.Thread(target=busy) for _ in range(2)]
+for t in threads: t.start()
+for _ in range(5): child(check)
+stop = True
+for t in threads: t.join()
+""",
+}
+
+
+@needs_fork
+@pytest.mark.parametrize("name", FORKS)
+def test_fork(name):
+    output_of(f"{PARALLEL}\n{FORK}\n{FORKS[name]}", timeout=120)
+
+
+@needs_fork
+def test_a_pool_of_forked_processes():
+    done = output_of(
+        f"""{PARALLEL}
+import multiprocessing, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+expected = call()
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print(all(result == expected for result in pool.map(call, [1, 2, 4, 2])))
+""",
+        timeout=120,
+    )
+    assert done == "True"

@@ -1,0 +1,105 @@
+"""The extension's other functions driven directly: sequences of runs, rotary embedding. They raise and do not crash."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from gqa import _core
+from test_extension import GOOD, zeros
+
+Q, K, V = GOOD["q"], GOOD["k"], GOOD["v"]
+SEQUENCE = {
+    "batch": 0, "token": 0, "queries": 3, "padding": 0, "offset": 3, "keys": 6, "mask_batch": 0, "mask_key": 0,
+    "runs": 1,
+}  # fmt: skip
+RUN = {"store": 0, "batch": 0, "token": 0, "count": 6}
+EXTREMES = (-(2**63), -(2**62), -1, 7, 2**31, 2**62, 2**63 - 1)
+
+
+def table(rows, columns):
+    return np.array([list(row.values()) for row in rows], np.int64).reshape(-1, columns)
+
+
+def attend(**change):
+    """One sequence of 3 queries over the 6 keys of one store, but for what is changed."""
+    arguments = {
+        "q": Q, "stores": [(K, V)], "sequences": table([SEQUENCE], 9), "runs": table([RUN], 4), "mask": None,
+        "mask_shape": (2, 3, 6), "causal": False, "window": None, "scale": None, "softcap": 0.0, "sinks": None,
+        "layout": "bhsd", "out": zeros(2, 4, 3, 5), "return_lse": False, "num_threads": None,
+    } | change  # fmt: skip
+    return _core.attend_sequences(*arguments.values())
+
+
+def attend_sequence(change, **more):
+    return attend(sequences=table([SEQUENCE | change], 9), **more)
+
+
+def test_good_sequences():
+    assert attend().shape == (2, 4, 3, 5)
+    assert attend(sequences=table([], 9), runs=table([], 4)).shape == (2, 4, 3, 5)
+
+
+@pytest.mark.parametrize("name", [name for name in SEQUENCE if name not in ("offset", "mask_batch", "mask_key")])
+def test_sequences_out_of_bounds(name):
+    for value in EXTREMES:
+        with pytest.raises(ValueError, match=r"\w"):
+            attend_sequence({name: value})
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_runs_out_of_bounds(name):
+    for value in EXTREMES:
+        with pytest.raises(ValueError, match=r"\w"):
+            attend(runs=table([RUN | {name: value}], 4))
+
+
+@pytest.mark.parametrize("name", ["mask_batch", "mask_key"])
+def test_masks_out_of_bounds(name):
+    mask = np.zeros((2, 1, 3, 6), bool)
+    assert attend(mask=mask).shape == (2, 4, 3, 5)
+    for value in EXTREMES:
+        with pytest.raises(ValueError, match=r"\w"):
+            attend_sequence({name: value}, mask=mask)
+    for shape in itertools.product((-1, 0, 2**62), repeat=3):
+        with pytest.raises((ValueError, TypeError)):
+            attend(mask=mask, mask_shape=shape)
+
+
+def test_offsets_of_any_size():
+    for value in EXTREMES:
+        out = attend_sequence({"offset": value}, causal=True, window=(2**62, 2**62))
+        assert out.shape == (2, 4, 3, 5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stores": None}, {"stores": []}, {"stores": [K]}, {"stores": [(K,)]}, {"stores": [(K, Q)]},
+        {"stores": [(K, V), (K[:, :1], V[:, :1])]}, {"sequences": None}, {"sequences": zeros(1, 9)},
+        {"sequences": zeros(1, 8, dtype=int)}, {"sequences": zeros(9, 2, dtype=int).T}, {"runs": zeros(4, dtype=int)},
+        {"sequences": zeros(9, 9, dtype=int)[:, ::-1]}, {"runs": zeros(4, 4, dtype=np.int32)}, {"mask_shape": None},
+        {"mask_shape": (1, 2)}, {"q": None}, {"out": zeros(2, 4, 3, 6)}, {"mask": zeros(7)},
+    ],
+    ids=",".join,
+)  # fmt: skip
+def test_wrong_tables(change):
+    with pytest.raises((TypeError, ValueError)):
+        attend(**change)
+
+
+def test_rotary_refuses():
+    x, angles = zeros(2, 3, 4, 8), zeros(1, 4, 4)
+    good = {"x": x, "cos": angles, "sin": angles, "interleaved": False, "layout": "bhsd"}
+    assert _core.rotary(*good.values()).shape == x.shape
+    both = (
+        zeros(1, 4, 5), zeros(1, 3, 4), zeros(3, 4, 4), zeros(1, 4, 8)[..., ::2], angles.astype(float), angles[0],
+    )  # fmt: skip
+    changes = [
+        {"x": None}, {"x": x[..., ::-1]}, {"x": x[0]}, {"x": x.astype(int)}, {"cos": None}, {"sin": None},
+        {"sin": zeros(1, 4, 3)}, {"sin": zeros(2, 4, 4)}, {"interleaved": 1}, {"layout": "x"},
+        *({"cos": tables, "sin": tables} for tables in both),
+    ]  # fmt: skip
+    for change in changes:
+        with pytest.raises((TypeError, ValueError)):
+            _core.rotary(*(good | change).values())
