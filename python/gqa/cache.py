@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import copy
+from operator import add
 from typing import Any
 
 import numpy as np
 
 from gqa.arguments import Array
-from gqa.quantize import Quantized
-from gqa.sequences import (
-    RUN_COLUMNS,
-    SEQUENCE_COLUMNS,
-    Store,
-    Table,
-    Tensor,
-    as_stored,
-    attend_sequences,
-    check_queries,
-    check_tensors,
-    int_list,
-    storage_dtype,
-    storage_sizes,
-    table,
-)
-from gqa.shapes import LAYOUTS, check_int, check_shape, check_window
+from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Table, Tensor, attend_sequences, int_list, table
+from gqa.shapes import LAYOUTS, check_int, check_window
 from gqa.slots import Slots
-
-# In a ring the keys of a sequence are numbered from a multiple of this on: the blocks and splits of the kernels then
-# fall where they fall in a full cache, and the results are the same to the last bit.
-ALIGNMENT = 768
+from gqa.storage import check_queries, storage_dtype, storage_sizes
 
 
 class KVCache:
@@ -90,12 +73,10 @@ class KVCache:
         if layout not in LAYOUTS:
             raise ValueError(f"layout is {layout!r}, expected one of {', '.join(map(repr, LAYOUTS))}")
         kv_heads, head_dims = storage_sizes(kv_heads, head_dim, v_head_dim)
-        self._window = None if window is None else check_int("window", window, 1)
-        if check_int("capacity", capacity, 0) < (self._window or 0):
+        batch, capacity = check_int("batch", batch, 0), check_int("capacity", capacity, 0)
+        if window is not None and capacity < (window := check_int("window", window, 1)):
             raise ValueError(f"capacity is {capacity}, expected at least the window of {window}")
-        self._slots = Slots(
-            check_int("batch", batch, 0), kv_heads, int(capacity), head_dims, storage_dtype(dtype), layout
-        )
+        self._slots = Slots(batch, kv_heads, capacity, head_dims, storage_dtype(dtype), layout, window)
 
     @property
     def capacity(self) -> int:
@@ -144,7 +125,7 @@ class KVCache:
             For shapes that do not fit, values that int8 cannot represent, or tokens past the capacity. Nothing is
             written then.
         """
-        self._slots.write(*self._accept(k, v, lengths))
+        self._slots.write(*self._slots.accept(k, v, lengths))
 
     def attend(
         self,
@@ -194,18 +175,18 @@ class KVCache:
             dropped. Nothing is written then.
         """
         slots = self._slots
-        check_queries(q, LAYOUTS[slots.layout], slots.kv_heads, slots.head_dims[0])
+        check_queries(q, slots.axes, slots.kv_heads, slots.head_dims[0])
         batch, queries = len(q), q.shape[slots.token_axis]
         if batch != len(slots.lengths):
             raise ValueError(f"q has batch {batch}, expected {len(slots.lengths)} as the cache")
         left, right = check_window(window) or (None, None)
-        if self._window is not None:
-            left = self._window - 1 if left is None else min(left, self._window - 1)
+        if slots.window is not None:
+            left = slots.window - 1 if left is None else min(left, slots.window - 1)
 
         stores, counts, rows = [slots.store], [0] * batch, [queries] * batch
         positions = [length - queries for length in slots.lengths]  # of row 0
         if k is not None or v is not None:
-            new, counts = self._accept(k, v, lengths)
+            new, counts = slots.accept(k, v, lengths)
             stores.append(new)
             rows = [min(queries, count) for count in counts]
             positions = slots.lengths
@@ -213,16 +194,16 @@ class KVCache:
             raise ValueError("lengths is given without k and v, whose tokens it counts")
         sequences, runs = [], []
         for b, (length, count, row, position) in enumerate(zip(slots.lengths, counts, rows, positions)):
-            origin = self._origin(b, position, left)
+            origin = slots.origin(b, position, left)
             stored = slots.runs(b, origin)
             runs += [*stored, (1, b, 0, count)]
             keys = length + count - origin
             sequences.append((b, 0, row, queries - row, position - origin, keys, b, origin, len(stored) + 1))
-        longest = max((length + count for length, count in zip(slots.lengths, counts)), default=0)
+        longest = 0 if mask is None else max(map(add, slots.lengths, counts), default=0)
         result = attend_sequences(
             q, stores, table(sequences, SEQUENCE_COLUMNS), table(runs, RUN_COLUMNS), layout=slots.layout, mask=mask,
             mask_shape=(batch, queries, longest), causal=causal, window=(left, right), scale=scale, softcap=softcap,
-            sinks=sinks, out=out, return_lse=return_lse, num_threads=num_threads,
+            sinks=sinks, out=out, return_lse=return_lse, num_threads=num_threads, given=(k, v),
         )  # fmt: skip
         if len(stores) > 1:
             slots.write(new, counts)
@@ -241,18 +222,9 @@ class KVCache:
         KVCache
             Itself, so that calls can be chained.
         """
-        slots = self._slots
-        batch = len(slots.lengths)
+        batch = len(self._slots.lengths)
         kept = [check_int("lengths", lengths)] * batch if np.ndim(lengths) == 0 else int_list("lengths", lengths, batch)
-        for b, (n, length, oldest) in enumerate(zip(kept, slots.lengths, slots.oldest)):
-            if not 0 <= n <= length:
-                raise ValueError(f"lengths[{b}] is {n}, expected 0 to {length}, the tokens of the sequence")
-            if n > 0 and max(n - (self._window or 0), 0) < oldest:
-                raise ValueError(
-                    f"lengths[{b}] is {n}, but of the window of {self._window} before that the ring has dropped the "
-                    f"tokens before {oldest}"
-                )
-        slots.truncate(kept)
+        self._slots.truncate(kept)
         return self
 
     def select(self, rows: Any) -> KVCache:
@@ -288,7 +260,7 @@ class KVCache:
         KVCache
             Itself, so that calls can be chained.
         """
-        least = self._window or max(self._slots.lengths, default=0)
+        least = self._slots.window or max(self._slots.lengths, default=0)
         if check_int("capacity", capacity, 0) < least:
             raise ValueError(f"capacity is {capacity}, expected at least {least}, the tokens to keep")
         self._slots = self._slots.copy(range(len(self._slots.lengths)), int(capacity))
@@ -303,42 +275,3 @@ class KVCache:
         other = copy.copy(self)
         other._slots = self._slots.copy(range(len(self._slots.lengths)), self.capacity)
         return other
-
-    def _accept(self, k: Any, v: Any, lengths: Any) -> tuple[Store, list[int]]:
-        """Check new tokens; returns them as the cache stores them, and how many each sequence takes."""
-        slots = self._slots
-        check_tensors(k, v)
-        if len(k.shape) != 4:
-            raise ValueError(f"k has shape {k.shape}, expected ({', '.join(LAYOUTS[slots.layout])})")
-        batch, tokens = len(slots.lengths), k.shape[slots.token_axis]
-        for name, x, head_dim in zip("kv", (k, v), slots.head_dims):
-            check_shape(name, x.shape, slots.shape(batch, tokens, head_dim))
-        counts = [tokens] * batch if lengths is None else int_list("lengths", lengths, batch)
-        for b, (count, length) in enumerate(zip(counts, slots.lengths)):
-            if not 0 <= count <= tokens:
-                raise ValueError(f"lengths[{b}] is {count}, expected 0 to {tokens}, the tokens of k")
-            if self._window is None and length + count > slots.capacity:
-                raise ValueError(
-                    f"sequence {b} has {length} tokens and takes {count} more, past the capacity of {slots.capacity}"
-                )
-        if lengths is not None:
-            k, v = self._without_padding(k, counts), self._without_padding(v, counts)
-        return as_stored(k, v, slots.store), counts
-
-    def _without_padding(self, x: Tensor, counts: list[int]) -> Tensor:
-        """`x` with 0 past the tokens that are taken, if it is going to be converted: anything may lie there."""
-        if isinstance(x, Quantized) or x.dtype.name == self._slots.dtype:
-            return x
-        taken = np.arange(x.shape[self._slots.token_axis]) < np.array(counts)[:, None]
-        return np.where(np.expand_dims(taken, (1, 3) if self._slots.token_axis == 2 else (2, 3)), x, x.dtype.type(0))
-
-    def _origin(self, b: int, position: int, left: int | None) -> int:
-        """The token that is key 0 for queries of sequence b from `position` on."""
-        if self._window is None or left is None:
-            return 0
-        first, oldest = max(position - left, 0), self._slots.oldest[b]
-        if first < oldest:
-            raise ValueError(
-                f"row 0 of sequence {b} sees tokens from {first} on, but the ring has dropped those before {oldest}"
-            )
-        return first // ALIGNMENT * ALIGNMENT  # tokens before `first` are never read

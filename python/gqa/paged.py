@@ -14,16 +14,13 @@ from gqa.sequences import (
     Store,
     Table,
     Tensor,
-    as_stored,
     attend_sequences,
-    check_queries,
     check_tensors,
     int_list,
-    storage_dtype,
-    storage_sizes,
     table,
 )
 from gqa.shapes import check_int, check_shape
+from gqa.storage import as_stored, check_queries, storage_dtype, storage_sizes
 
 
 class PagedKVCache:
@@ -212,7 +209,7 @@ class PagedKVCache:
             counts = queries
         result = attend_sequences(
             q, stores, *self._tables(sequences, queries, counts), causal=causal, window=window, scale=scale,
-            softcap=softcap, sinks=sinks, out=out, return_lse=return_lse, num_threads=num_threads,
+            softcap=softcap, sinks=sinks, out=out, return_lse=return_lse, num_threads=num_threads, given=(k, v),
         )  # fmt: skip
         if len(stores) > 1:
             self._pool.append(sequences, stores[1], counts)
@@ -244,20 +241,19 @@ class PagedKVCache:
 
     def _tables(self, sequences: list[PagedSequence], queries: list[int], counts: list[int]) -> tuple[Table, Table]:
         """The core's tables of sequences and runs: the pages of each sequence, then its new tokens."""
-        pages = [page for sequence in sequences for page in (*sequence.pages, 0)]
-        runs = np.zeros((len(pages), RUN_COLUMNS), np.int64)
-        runs[:, 1] = pages
+        runs = np.zeros((sum(len(sequence.pages) + 1 for sequence in sequences), RUN_COLUMNS), np.int64)
         runs[:, 3] = self._pool.page_size
         rows, token, run = [], 0, 0
         for sequence, query_count, count in zip(sequences, queries, counts):
-            run += len(sequence.pages)
+            end = run + len(sequence.pages)
+            runs[run:end, 1] = sequence.pages
             if filled := sequence.length % self._pool.page_size:
-                runs[run - 1, 3] = filled
-            runs[run] = 1, 0, token, count
-            run += 1
+                runs[end - 1, 3] = filled
+            runs[end] = 1, 0, token, count
             keys = sequence.length + count
-            rows.append((0, token, query_count, 0, keys - query_count, keys, 0, 0, len(sequence.pages) + 1))
+            rows.append((0, token, query_count, 0, keys - query_count, keys, 0, 0, end + 1 - run))
             token += query_count
+            run = end + 1
         return table(rows, SEQUENCE_COLUMNS), runs
 
 

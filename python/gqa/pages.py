@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,15 +11,16 @@ import numpy as np
 
 from gqa.arguments import as_array, contiguous_channels, dtype_name, shares_memory
 from gqa.quantize import Quantized
-from gqa.sequences import Store, Tensor, arrays, spans, zeros
+from gqa.sequences import Store, Tensor, arrays, spans
 from gqa.shapes import Shape, check_shape
+from gqa.storage import copy_tokens, zeros
 
 
 @dataclass
 class PagedSequence:
     """Token p is in slot p % page_size of pages[p // page_size]; no page is empty."""
 
-    pages: list[int] = field(default_factory=list)
+    pages: array[int] = field(default_factory=lambda: array("q"))
     length: int = 0
 
 
@@ -35,14 +37,21 @@ class PagePool:
     def __init__(
         self, num_pages: int, page_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: str, storage: Any
     ) -> None:
-        keys, values = _pair(storage)
+        shapes = [(num_pages, kv_heads, page_size, head_dim) for head_dim in head_dims]
+        if storage is None:
+            self.keys, self.values = (zeros(shape, dtype) for shape in shapes)
+        elif isinstance(storage, (tuple, list)) and len(storage) == 2:
+            self.keys, self.values = (
+                _checked(f"storage of {name}", x, shape, dtype)
+                for name, x, shape in zip(("keys", "values"), storage, shapes)
+            )
+        else:
+            raise TypeError(f"storage is a {type(storage).__name__}, expected two arrays: (keys, values)")
         self.page_size = page_size
-        self.keys = _tensor("keys", keys, (num_pages, kv_heads, page_size, head_dims[0]), dtype)
-        self.values = _tensor("values", values, (num_pages, kv_heads, page_size, head_dims[1]), dtype)
         for x, y in zip(arrays(self.keys), arrays(self.values)):
             if shares_memory(x, y):
                 raise ValueError("storage has keys and values that overlap in memory")
-        self.store: Store = (_by_token(self.keys), _by_token(self.values))
+        self.store: Store = (_tokens_first(self.keys), _tokens_first(self.values))
         self.free = list(range(num_pages))[::-1]
         self._owners = [0] * num_pages
 
@@ -54,7 +63,7 @@ class PagePool:
         """Another sequence in the same pages."""
         for page in sequence.pages:
             self._owners[page] += 1
-        return PagedSequence(sequence.pages.copy(), sequence.length)
+        return PagedSequence(sequence.pages[:], sequence.length)
 
     def truncate(self, sequence: PagedSequence, length: int) -> None:
         """Drop the tokens from `length` on, and give up their pages."""
@@ -78,17 +87,16 @@ class PagePool:
 
     def append(self, sequences: list[PagedSequence], new: Store, counts: list[int]) -> None:
         """Append the tokens of `new`, shape (1, tokens, ...), those of the first sequence first."""
-        pairs, token = list(zip(arrays(*self.store), arrays(*new))), 0
+        moves, token = [], 0
         for sequence, count in zip(sequences, counts):
             if count > 0 and sequence.length % self.page_size:
                 self._copy_on_write(sequence)
             before, sequence.length = sequence.length, sequence.length + count
-            sequence.pages += [self._take() for _ in range(len(sequence.pages), self.pages(sequence.length))]
+            sequence.pages.extend(self._take() for _ in range(len(sequence.pages), self.pages(sequence.length)))
             for p, n in spans(before, sequence.length, self.page_size):
-                page, slot = sequence.pages[p // self.page_size], p % self.page_size
-                for to, x in pairs:
-                    to[page, slot : slot + n] = x[0, token : token + n]
+                moves.append((sequence.pages[p // self.page_size], p % self.page_size, 0, token, n))
                 token += n
+        copy_tokens(self.store, new, moves, "bshd")
 
     def _copy_on_write(self, sequence: PagedSequence) -> None:
         """Give the sequence a last page of its own."""
@@ -96,8 +104,8 @@ class PagePool:
         if self._owners[shared] > 1:
             sequence.pages[-1] = self._take()
             self._release(shared)
-            for x in arrays(*self.store):
-                x[sequence.pages[-1]] = x[shared]
+            filled = sequence.length % self.page_size
+            copy_tokens(self.store, self.store, [(sequence.pages[-1], 0, shared, 0, filled)], "bshd")
 
     def _take(self) -> int:
         page = self.free.pop()
@@ -110,20 +118,8 @@ class PagePool:
             self.free.append(page)
 
 
-def _pair(storage: Any) -> tuple[Any, Any]:
-    """The caller's keys and values, or None twice."""
-    if storage is None:
-        return None, None
-    if not isinstance(storage, (tuple, list)) or len(storage) != 2:
-        raise TypeError(f"storage is a {type(storage).__name__}, expected two arrays: (keys, values)")
-    return storage[0], storage[1]
-
-
-def _tensor(name: str, given: Any, shape: Shape, dtype: str) -> Tensor:
-    """Storage of that shape: the caller's, checked, or new."""
-    if given is None:
-        return zeros(shape, dtype)
-    name = f"storage of {name}"
+def _checked(name: str, given: Any, shape: Shape, dtype: str) -> Tensor:
+    """The caller's array as storage of that shape and dtype."""
     array = np.asarray(as_array(name, given))  # of a np.memmap, a plain view
     if dtype_name(name, array) != dtype:
         raise TypeError(f"{name} has dtype {array.dtype}, expected {dtype}")
@@ -135,6 +131,6 @@ def _tensor(name: str, given: Any, shape: Shape, dtype: str) -> Tensor:
     return Quantized(array, np.zeros(shape[:-1], np.float32)) if dtype == "int8" else array
 
 
-def _by_token(x: Tensor) -> Tensor:
+def _tokens_first(x: Tensor) -> Tensor:
     """(num_pages, page_size, kv_heads, ...)"""
     return Quantized(x.data.swapaxes(1, 2), x.scale.swapaxes(1, 2)) if isinstance(x, Quantized) else x.swapaxes(1, 2)

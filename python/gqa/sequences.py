@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from gqa import _core
 from gqa.arguments import Array, as_array, check_output, contiguous_channels, dtype_name, int_array, shares_memory
-from gqa.dtypes import FLOATS, dtype_named, name_of, require_float
-from gqa.quantize import Quantized, quantize_tensor
-from gqa.shapes import MOST_CHANNELS, Shape, check_flag, check_float, check_int, check_shape, check_window
+from gqa.dtypes import require_float
+from gqa.quantize import Quantized
+from gqa.shapes import check_flag, check_float, check_int, check_shape, check_window
 
 Tensor = npt.NDArray[Any] | Quantized
 Store = tuple[Tensor, Tensor]
@@ -30,11 +30,12 @@ RUN_COLUMNS = 4  # store, batch, token, count
 def attend_sequences(
     q: Array, stores: list[Store], sequences: Table, runs: Table, *, out: Any, return_lse: Any, causal: Any,
     window: Any, scale: Any, softcap: Any, sinks: Any, num_threads: Any, layout: str = "bshd", mask: Any = None,
-    mask_shape: tuple[int, int, int] = (0, 0, 0),
+    mask_shape: tuple[int, int, int] = (0, 0, 0), given: Sequence[Tensor | None] = (),
 ) -> Any:  # fmt: skip
     """Check the options, which are those of attention, and call the core: out, or (out, lse).
 
-    q and out may be packed: (tokens, heads, channels), with lse (heads, tokens) and a layout of "bshd".
+    q and out may be packed: (tokens, heads, channels), with lse (heads, tokens) and a layout of "bshd". `given`:
+    the tensors that were converted to those of the stores.
     """
     packed = q.ndim == 3
     q = q[None] if packed else q
@@ -49,7 +50,7 @@ def attend_sequences(
         inputs = {"q": q} if mask is None else {"q": q, "mask": mask}
         shape = (*q.shape[:3], stores[0][1].shape[3])
         check_output(out, shape[1:] if packed else shape, q.dtype.name, inputs)
-        tensors = arrays(*(x for store in stores for x in store))
+        tensors = arrays(*(x for tensors in (given, *stores) for x in tensors if x is not None))
         if any(shares_memory(out, x) for x in tensors):
             raise ValueError("out overlaps keys or values in memory")
         if any(np.may_share_memory(out, x) for x in (*inputs.values(), *tensors)):
@@ -102,57 +103,9 @@ def arrays(*tensors: Tensor) -> list[Array]:
     return [x for t in tensors for x in ((t.data, t.scale) if isinstance(t, Quantized) else (t,))]
 
 
-def check_queries(q: Any, axes: tuple[str, ...], kv_heads: int, head_dim: int) -> None:
-    """Raise unless `q` is an array with those axes that can attend to keys of that size."""
-    if as_array("q", q).ndim != len(axes):
-        raise ValueError(f"q has shape {q.shape}, expected ({', '.join(axes)})")
-    if q.shape[axes.index("heads")] % kv_heads != 0:
-        raise ValueError(f"the cache has {kv_heads} heads, which does not divide those of q {q.shape}")
-    if q.shape[-1] != head_dim:
-        raise ValueError(f"q has head_dim {q.shape[-1]}, expected {head_dim} as the cache")
-
-
-def storage_dtype(dtype: Any) -> str:
-    """The name of a dtype that caches store; TypeError for others."""
-    name = name_of(dtype)
-    if name not in (*FLOATS, "int8"):
-        raise TypeError(f"dtype is {name}, expected {', '.join(FLOATS)} or int8")
-    return name
-
-
-def storage_sizes(kv_heads: Any, head_dim: Any, v_head_dim: Any) -> tuple[int, tuple[int, int]]:
-    """The sizes of a token, checked: kv_heads, (head_dim, v_head_dim), which are the same by default."""
-    v_head_dim = head_dim if v_head_dim is None else v_head_dim
-    for name, n in (("head_dim", head_dim), ("v_head_dim", v_head_dim)):
-        if check_int(name, n, 0) > MOST_CHANNELS:
-            raise ValueError(f"{name} is {n}, expected at most {MOST_CHANNELS}")
-    return check_int("kv_heads", kv_heads, 1), (int(head_dim), int(v_head_dim))
-
-
-def zeros(shape: Shape, dtype: str) -> Tensor:
-    """Storage for tokens; that of "int8" has scales."""
-    if dtype == "int8":
-        return Quantized(np.zeros(shape, np.int8), np.zeros(shape[:-1], np.float32))
-    return np.zeros(shape, dtype_named(dtype))
-
-
-def as_stored(k: Tensor, v: Tensor, store: Store) -> Store:
-    """k and v as the store holds them: themselves if they are of its dtype and their last axes contiguous."""
-    if any(np.may_share_memory(x, y) for x in arrays(k, v) for y in arrays(*store)):
-        raise ValueError("k or v shares memory with the cache; give it a copy")
-    return _converted("k", k, store[0]), _converted("v", v, store[1])
-
-
-def _converted(name: str, x: Tensor, to: Tensor) -> Tensor:
-    if isinstance(to, Quantized):
-        return contiguous(x) if isinstance(x, Quantized) else quantize_tensor(name, x)
-    x = x.dequantize() if isinstance(x, Quantized) else x
-    return contiguous(x.astype(to.dtype, copy=False))
-
-
-def spans(first: int, last: int, *sizes: int) -> Iterator[tuple[int, int]]:
-    """Cut [first, last) at the multiples of each size: (start, count) of each piece."""
+def spans(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
+    """Cut [first, last) at the multiples of size: (start, count) of each piece."""
     while first < last:
-        count = min(last - first, *(size - first % size for size in sizes))
+        count = min(last - first, size - first % size)
         yield first, count
         first += count

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from gqa.arguments import Array
-from gqa.sequences import Store, Tensor, arrays, spans, zeros
-from gqa.shapes import LAYOUTS, Shape
+import numpy as np
+
+from gqa.quantize import Quantized
+from gqa.sequences import Store, Tensor, check_tensors, int_list, spans
+from gqa.shapes import LAYOUTS, Shape, check_shape
+from gqa.storage import as_stored, copy_tokens, zeros
+
+# In a ring the keys of a sequence are numbered from a multiple of this on: the blocks and splits of the kernels then
+# fall where they fall in a full cache, and the results are the same to the last bit.
+ALIGNMENT = 768
 
 
 class Slots:
@@ -17,35 +25,64 @@ class Slots:
     store : keys and values of shape (batch, kv_heads, capacity, head_dim or v_head_dim), in the layout
     lengths : how many tokens each sequence has been given
     oldest : the first token of each sequence that no later one has overwritten
+    window : how many tokens a ring keeps at least; None: tokens past the capacity are refused
     """
 
     def __init__(
-        self, batch: int, kv_heads: int, capacity: int, head_dims: tuple[int, int], dtype: str, layout: str
+        self,
+        batch: int,
+        kv_heads: int,
+        capacity: int,
+        head_dims: tuple[int, int],
+        dtype: str,
+        layout: str,
+        window: int | None,
     ) -> None:
-        self.kv_heads, self.capacity, self.head_dims, self.dtype, self.layout = (
-            kv_heads,
-            capacity,
-            head_dims,
-            dtype,
-            layout,
-        )
-        self.token_axis = LAYOUTS[layout].index("tokens")
-        self.store: Store = (
-            zeros(self.shape(batch, capacity, head_dims[0]), dtype),
-            zeros(self.shape(batch, capacity, head_dims[1]), dtype),
-        )
+        self.kv_heads, self.capacity, self.head_dims = kv_heads, capacity, head_dims
+        self.dtype, self.layout, self.window = dtype, layout, window
+        self.axes = LAYOUTS[layout]
+        self.token_axis = self.axes.index("tokens")
+        keys, values = (zeros(self._shape(batch, capacity, head_dim), dtype) for head_dim in head_dims)
+        self.store: Store = (keys, values)
         self.lengths = [0] * batch
         self.oldest = [0] * batch
-
-    def shape(self, batch: int, tokens: int, head_dim: int) -> Shape:
-        """The shape of a tensor of so many tokens, in the layout."""
-        rows = (self.kv_heads, tokens) if self.layout == "bhsd" else (tokens, self.kv_heads)
-        return (batch, *rows, head_dim)
 
     def filled(self, x: Tensor) -> Tensor:
         """The slots of a tensor that any sequence has used."""
         stop = min(max(self.lengths, default=0), self.capacity)
         return x[:, :, :stop] if self.layout == "bhsd" else x[:, :stop]
+
+    def accept(self, k: Any, v: Any, lengths: Any) -> tuple[Store, list[int]]:
+        """Check new tokens; returns them in the form in which they are stored, and how many each sequence takes."""
+        if not (self._holds(k) and self._holds(v)):
+            check_tensors(k, v)
+        if len(k.shape) != 4:
+            raise ValueError(f"k has shape {k.shape}, expected ({', '.join(self.axes)})")
+        batch, tokens = len(self.lengths), k.shape[self.token_axis]
+        for name, x, head_dim in zip("kv", (k, v), self.head_dims):
+            check_shape(name, x.shape, self._shape(batch, tokens, head_dim))
+        counts = [tokens] * batch if lengths is None else int_list("lengths", lengths, batch)
+        for b, (count, length) in enumerate(zip(counts, self.lengths)):
+            if not 0 <= count <= tokens:
+                raise ValueError(f"lengths[{b}] is {count}, expected 0 to {tokens}, the tokens of k")
+            if self.window is None and length + count > self.capacity:
+                raise ValueError(
+                    f"sequence {b} has {length} tokens and takes {count} more, past the capacity of {self.capacity}"
+                )
+        if lengths is not None:
+            k, v = self._without_padding(k, counts), self._without_padding(v, counts)
+        return as_stored(k, v, self.store), counts
+
+    def origin(self, b: int, position: int, left: int | None) -> int:
+        """The token that is key 0 for queries of sequence b from `position` on, which see `left` tokens before it."""
+        if self.window is None or left is None:
+            return 0
+        first, oldest = max(position - left, 0), self.oldest[b]
+        if first < oldest:
+            raise ValueError(
+                f"row 0 of sequence {b} sees tokens from {first} on, but the ring has dropped those before {oldest}"
+            )
+        return first // ALIGNMENT * ALIGNMENT  # tokens before `first` are never read
 
     def runs(self, b: int, origin: int) -> list[tuple[int, int, int, int]]:
         """Where the tokens of sequence b from `origin` on are: runs of store 0."""
@@ -53,33 +90,55 @@ class Slots:
 
     def write(self, new: Store, counts: list[int]) -> None:
         """Append the first counts[b] tokens of `new` to sequence b; of more than the capacity, the last ones."""
-        pairs = list(zip(self._by_token(self.store), self._by_token(new)))
+        moves = []
         for b, (before, count) in enumerate(zip(self.lengths, counts)):
             after = before + count
             for p, n in spans(max(before, after - self.capacity), after, self.capacity):
-                slot = p % self.capacity
-                for to, x in pairs:
-                    to[b, slot : slot + n] = x[b, p - before : p - before + n]
+                moves.append((b, p % self.capacity, b, p - before, n))
             self.lengths[b] = after
             self.oldest[b] = max(self.oldest[b], after - self.capacity)
+        copy_tokens(self.store, new, moves, self.layout)
 
     def truncate(self, lengths: list[int]) -> None:
         """Forget the tokens of each sequence from lengths[b] on."""
+        for b, (n, length, oldest) in enumerate(zip(lengths, self.lengths, self.oldest)):
+            if not 0 <= n <= length:
+                raise ValueError(f"lengths[{b}] is {n}, expected 0 to {length}, the tokens of the sequence")
+            if n > 0 and max(n - (self.window or 0), 0) < oldest:
+                raise ValueError(
+                    f"lengths[{b}] is {n}, but of the window of {self.window} before that the ring has dropped the "
+                    f"tokens before {oldest}"
+                )
         self.lengths = lengths
         self.oldest = [min(oldest, length) for oldest, length in zip(self.oldest, lengths)]
 
     def copy(self, rows: Sequence[int], capacity: int) -> Slots:
         """The sequences `rows` in slots of their own, with another capacity."""
-        other = Slots(len(rows), self.kv_heads, capacity, self.head_dims, self.dtype, self.layout)
+        other = Slots(len(rows), self.kv_heads, capacity, self.head_dims, self.dtype, self.layout, self.window)
         other.lengths = [self.lengths[b] for b in rows]
         other.oldest = [max(self.oldest[b], self.lengths[b] - capacity) for b in rows]
-        for to, x in zip(self._by_token(other.store), self._by_token(self.store)):
-            for i, b in enumerate(rows):
-                for p, n in spans(other.oldest[i], other.lengths[i], self.capacity, capacity):
-                    slot, source = p % capacity, p % self.capacity
-                    to[i, slot : slot + n] = x[b, source : source + n]
+        moves = [
+            (i, p % capacity, b, p % self.capacity, n)
+            for i, b in enumerate(rows)
+            for first, count in spans(other.oldest[i], other.lengths[i], capacity)
+            for p, n in spans(first, first + count, self.capacity)
+        ]
+        copy_tokens(other.store, self.store, moves, self.layout)
         return other
 
-    def _by_token(self, store: Store) -> list[Array]:
-        """Views of a store's arrays: (batch, tokens, heads, ...)."""
-        return [x.swapaxes(1, 2) if self.layout == "bhsd" else x for x in arrays(*store)]
+    def _shape(self, batch: int, tokens: int, head_dim: int) -> Shape:
+        """The shape of a tensor of so many tokens, in the layout."""
+        rows = (self.kv_heads, tokens) if self.layout == "bhsd" else (tokens, self.kv_heads)
+        return (batch, *rows, head_dim)
+
+    def _holds(self, x: Any) -> bool:
+        """Whether tokens are of the type of the store: neither checked nor converted."""
+        to = self.store[0]
+        return isinstance(x, Quantized) if isinstance(to, Quantized) else type(x) is np.ndarray and x.dtype is to.dtype
+
+    def _without_padding(self, x: Tensor, counts: list[int]) -> Tensor:
+        """`x` with 0 past the tokens that are taken, if it is going to be converted: anything may lie there."""
+        if self._holds(x) or isinstance(x, Quantized):
+            return x
+        taken = np.arange(x.shape[self.token_axis]) < np.array(counts)[:, None]
+        return np.where(np.expand_dims(taken, (1, 3) if self.token_axis == 2 else (2, 3)), x, x.dtype.type(0))

@@ -112,7 +112,7 @@ def varlen_attention(
     runs[:, 3] = keys
     return attend_sequences(
         q, [(contiguous(k)[None], contiguous(v)[None])], sequences, runs, causal=causal, window=window, scale=scale,
-        softcap=softcap, sinks=sinks, out=out, return_lse=return_lse, num_threads=num_threads,
+        softcap=softcap, sinks=sinks, out=out, return_lse=return_lse, num_threads=num_threads, given=(k, v),
     )  # fmt: skip
 
 

@@ -1,0 +1,78 @@
+"""What caches store: their dtypes and sizes, and tokens in the form in which they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from gqa.arguments import as_array, contiguous_channels, shares_memory
+from gqa.dtypes import FLOATS, dtype_named, name_of
+from gqa.quantize import Quantized, quantize_tensor
+from gqa.sequences import Store, Tensor, arrays, contiguous
+from gqa.shapes import MOST_CHANNELS, Shape, check_int
+
+
+def storage_dtype(dtype: Any) -> str:
+    """The name of a dtype that caches store; TypeError for others."""
+    name = name_of(dtype)
+    if name not in (*FLOATS, "int8"):
+        raise TypeError(f"dtype is {name}, expected {', '.join(FLOATS)} or int8")
+    return name
+
+
+def storage_sizes(kv_heads: Any, head_dim: Any, v_head_dim: Any) -> tuple[int, tuple[int, int]]:
+    """The sizes of a token, checked: kv_heads, (head_dim, v_head_dim), which are the same by default."""
+    v_head_dim = head_dim if v_head_dim is None else v_head_dim
+    for name, n in (("head_dim", head_dim), ("v_head_dim", v_head_dim)):
+        if check_int(name, n, 0) > MOST_CHANNELS:
+            raise ValueError(f"{name} is {n}, expected at most {MOST_CHANNELS}")
+    return check_int("kv_heads", kv_heads, 1), (int(head_dim), int(v_head_dim))
+
+
+def zeros(shape: Shape, dtype: str) -> Tensor:
+    """Storage for tokens; that of "int8" has scales."""
+    if dtype == "int8":
+        return Quantized(np.zeros(shape, np.int8), np.zeros(shape[:-1], np.float32))
+    return np.zeros(shape, dtype_named(dtype))
+
+
+def as_stored(k: Tensor, v: Tensor, store: Store) -> Store:
+    """k and v as the store holds them: themselves if they are of its dtype and their last axes contiguous."""
+    written = arrays(*store)
+    for x in arrays(k, v):
+        for y in written:
+            if shares_memory(x, y):
+                raise ValueError("k or v shares memory with the cache; give it a copy")
+    return _converted("k", k, store[0]), _converted("v", v, store[1])
+
+
+def _converted(name: str, x: Tensor, to: Tensor) -> Tensor:
+    if isinstance(to, Quantized):
+        return contiguous(x if isinstance(x, Quantized) else quantize_tensor(name, x))
+    if isinstance(x, Quantized):
+        x = x.dequantize()
+    return contiguous_channels(x if x.dtype is to.dtype else x.astype(to.dtype, copy=False))
+
+
+def copy_tokens(to: Store, source: Store, moves: Iterable[tuple[int, int, int, int, int]], layout: str) -> None:
+    """Copy tokens between stores of one dtype; moves: batch and token in `to`, batch and token in `source`, count."""
+    pairs = list(zip(arrays(*to), arrays(*source)))
+    for b, token, other_b, other_token, count in moves:
+        here: tuple[Any, ...] = (b, slice(token, token + count))
+        there: tuple[Any, ...] = (other_b, slice(other_token, other_token + count))
+        if layout == "bhsd":
+            here, there = (b, slice(None), here[1]), (other_b, slice(None), there[1])
+        for x, y in pairs:
+            x[here] = y[there]
+
+
+def check_queries(q: Any, axes: tuple[str, ...], kv_heads: int, head_dim: int) -> None:
+    """Raise unless `q` is an array with those axes that can attend to keys of that size."""
+    if as_array("q", q).ndim != len(axes):
+        raise ValueError(f"q has shape {q.shape}, expected ({', '.join(axes)})")
+    if q.shape[axes.index("heads")] % kv_heads != 0:
+        raise ValueError(f"the cache has {kv_heads} heads, which does not divide those of q {q.shape}")
+    if q.shape[-1] != head_dim:
+        raise ValueError(f"q has head_dim {q.shape[-1]}, expected {head_dim} as the cache")
