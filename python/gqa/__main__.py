@@ -37,11 +37,20 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("-o", "--output", required=True, help="the .npz file to write the outputs to")
     options = parser.parse_args(arguments)
     if options.command == "run":
-        from gqa.onnx.run import run_files
-
-        run_files(options.model, options.inputs, options.output)
-        return 0
+        return run_model(options.model, options.inputs, options.output)
     return report()
+
+
+def run_model(model: str, inputs: str, output: str) -> int:
+    """The exit status of `run`: 2, and a line to standard error, for what the caller can mend."""
+    from gqa.onnx.run import run_files
+
+    try:
+        run_files(model, inputs, output)
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        print(f"python -m gqa run: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def report() -> int:

@@ -196,7 +196,8 @@ def _attend(
         out=None if in_double else out,
     )
     if in_double:
-        np.copyto(out, result, casting="same_kind")
+        with np.errstate(over="ignore"):
+            np.copyto(out, result, casting="same_kind")
 
 
 def _qk_matmul_output(

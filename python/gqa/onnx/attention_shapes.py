@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from gqa.dtypes import name_of, require_float
@@ -101,6 +101,7 @@ def attention_shapes(
 def infer(shapes: dict[str, Shape], dtypes: dict[str, Any], attrs: dict[str, Any]) -> dict[str, tuple[Shape, str]]:
     """The outputs of Attention; qk_matmul_output only if attrs speak of it."""
     names = {name: name_of(dtype) for name, dtype in dtypes.items()}
+    check_names(attrs, (), tuple(field.name for field in fields(AttentionAttributes)), "attribute")
     attributes = AttentionAttributes(**attrs)
     sizes = attention_shapes(shapes, names, attributes)
     rows = (sizes.batch, sizes.kv_heads, sizes.keys)
@@ -130,7 +131,8 @@ def _four_axes(shapes: dict[str, Shape], attributes: AttentionAttributes) -> dic
         if len(shapes[name]) != axes:
             raise ValueError(f"{name} has shape {shapes[name]}, expected {axes} axes as Q {shapes['Q']}")
     heads = {"q_num_heads": ("Q",), "kv_num_heads": ("K", "V")}
-    split = {name: shapes[name] for name in ("Q", "K", "V", "past_key", "past_value") if name in shapes}
+    tensors = ("Q", "K", "V", "past_key", "past_value")
+    split: dict[str, Shape] = {name: shapes[name] for name in tensors if name in shapes}
     for attribute, names in heads.items():
         number = getattr(attributes, attribute)
         if axes == 3:

@@ -1,91 +1,79 @@
-"""GroupQueryAttention once its arguments are checked: queries over the rows of a past and over new tokens."""
+"""GroupQueryAttention once its arguments are checked: queries over a cache with the new tokens, or next to them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from typing import NamedTuple
 
 import numpy as np
 
-from gqa.arguments import Array
-from gqa.onnx.group_query_shapes import GroupQueryAttributes, GroupQueryShapes
+from gqa import _core
+from gqa.arguments import Array, contiguous_channels
+from gqa.onnx.group_query_attributes import GroupQueryAttributes
 from gqa.onnx.quantization import Quantization
 from gqa.onnx.scores import allowed_keys, masked, scores, soft_capped, softmax
-from gqa.onnx.timeline import Place, sequences_and_runs
+from gqa.onnx.timeline import Place
 from gqa.quantize import Quantized
-from gqa.sequences import Tensor, attend_sequences, contiguous
+from gqa.sequences import Tensor
+
+Formats = tuple[Quantization, Quantization]
 
 
-@dataclass(frozen=True)
-class CachedAttention:
-    """Queries (B, S, Hq, D); keys and values of the past and of the new tokens, (B, L, Hkv, D), int8 with formats."""
+class CachedAttention(NamedTuple):
+    """Queries (B, S, Hq, D) over keys and values (B, L, Hkv, D), first those of a past if there are two of each."""
 
     q: Array
-    keys: tuple[Array, Array]
-    values: tuple[Array, Array]
-    formats: tuple[Quantization, Quantization] | None
-    bias: Array | None  # (1 or B, 1 or Hq, S, total)
-    sinks: Array | None  # (Hq,)
-    total: int
-    places: list[Place]
-    sizes: GroupQueryShapes
+    keys: list[Array]  # int8 with formats
+    values: list[Array]
+    offset: Array | None  # (B,): the position of the first query among the keys; None: the queries are at their end
+    lengths: Array | None  # (B,): how many keys there are; None: all
+    bias: Array | None  # (1 or B, 1 or Hq, S, keys)
+    sinks: Array | None  # (Hq,), float64
+    formats: Formats | None
     attributes: GroupQueryAttributes
 
     def output(self) -> Array:
-        """The operator's output (B, S, Hq * D)."""
-        window = int(self.attributes.local_window_size)
-        k_format, v_format = self.formats or (None, None)
-        sequences, runs = sequences_and_runs(self.places, self.sizes, self.attributes)
-        out: Array = attend_sequences(
-            self._queries(),
-            [(_tensor(k, k_format), _tensor(v, v_format)) for k, v in zip(self.keys, self.values)],
-            sequences,
-            runs,
-            mask=self.bias,
-            mask_shape=(self.sizes.batch, self.sizes.queries, self.total),
-            causal=self.attributes.causal == 1,
-            window=(window - 1, None) if window > 0 else None,
-            scale=self._scale,
-            softcap=self.attributes.softcap,
-            sinks=self.sinks,
-            out=None,
-            return_lse=False,
-            num_threads=None,
-        )
-        if v_format is not None and v_format.per_channel:
-            out *= v_format.channel_scale(self.sizes.query_heads)
-        return out.reshape(self.sizes.output).astype(self.q.dtype, copy=False)
+        """Attention (B, S, Hq, D)."""
+        window = self.attributes.window
+        keys: list[Tensor] = [contiguous_channels(k) for k in self.keys]
+        values: list[Tensor] = [contiguous_channels(v) for v in self.values]
+        if self.formats is not None:
+            keys = [_quantized(k, self.formats[0]) for k in self.keys]
+            values = [_quantized(v, self.formats[1]) for v in self.values]
+        past_key, past_value = (keys[0], values[0]) if len(keys) == 2 else (None, None)
+        lengths = np.zeros(len(self.q), np.int64) if window == 0 else self.lengths
+        out: Array = _core.attention(
+            contiguous_channels(self._queries()), keys[-1], values[-1], past_key, past_value, self.bias,
+            self.attributes.causal == 1, self.offset, (window - 1, None) if window else None, lengths, self._scale,
+            float(self.attributes.softcap), self.sinks, "bshd", None, False, None,
+        )  # fmt: skip
+        if self.formats is not None and self.formats[1].per_channel:
+            out *= self.formats[1].channel_scale(out.shape[2])
+        return out
 
-    def scores_or_probabilities(self) -> Array:
-        """The operator's output_qk (B, Hq, S, total): 0 where a key is not attended."""
-        sizes, attributes = self.sizes, self.attributes
+    def output_qk(self) -> Array:
+        """Scores or probabilities (B, Hq, S, keys), 0 where a key is not attended."""
+        window = self.attributes.window
         q = self._queries().swapaxes(1, 2)
         q = q.astype(np.float64 if q.dtype == np.float64 else np.float32)
         scale = self._scale * (float(self.formats[0].row_scale) if self.formats else 1.0)
-        left = int(attributes.local_window_size) - 1 if attributes.local_window_size >= 0 else None
-        result = np.zeros((sizes.batch, sizes.query_heads, sizes.queries, self.total), self.q.dtype)
-        for b, place in enumerate(self.places):
-            first, stored, keys = place.first, place.stored, place.end - place.first
-            past = keys if sizes.shared else stored
-            parts = (self.keys[0][b : b + 1, :past], self.keys[1][b : b + 1, : keys - past])
+        with np.errstate(all="ignore"):
+            x = soft_capped(scores(q, [k.swapaxes(1, 2) for k in self.keys], scale), self.attributes.softcap)
+            lengths = np.full(len(x), x.shape[3]) if self.lengths is None else self.lengths
             allowed = allowed_keys(
-                sizes.queries, keys, np.array([stored]), np.array([keys]), left, 0 if attributes.causal else None
-            )
-            bias = self.bias
-            if bias is not None:
-                bias = bias[b if len(bias) > 1 else 0, :, :, first : first + keys]
-            with np.errstate(all="ignore"):
-                x = soft_capped(scores(q[b : b + 1], [k.swapaxes(1, 2) for k in parts], scale), attributes.softcap)
-                if attributes.qk_output == 2:
-                    x = softmax(masked(x, bias, allowed), self.sinks)
-                else:
-                    x = np.where(allowed, x if bias is None else x + bias.astype(x.dtype), 0)
-                result[b, :, :, first : first + keys] = x[0]
-        return result
+                x.shape[2], x.shape[3], lengths - x.shape[2] if self.offset is None else self.offset, lengths,
+                None if window is None else window - 1, 0 if self.attributes.causal == 1 else None,
+            )  # fmt: skip
+            if self.attributes.qk_output == 2:
+                x = softmax(masked(x, self.bias, allowed), self.sinks)
+            else:
+                x = np.where(allowed, x if self.bias is None else x + self.bias.astype(x.dtype), 0)
+            return x.astype(self.q.dtype, copy=False)
 
     @property
     def _scale(self) -> float:
         """What scores are multiplied by, scales of quantised keys aside."""
-        return float(self.attributes.scale or 1 / np.sqrt(max(self.sizes.head_dim, 1)))
+        return float(self.attributes.scale or 1 / math.sqrt(max(self.q.shape[3], 1)))
 
     def _queries(self) -> Array:
         """q, in float32 at least and with the scales of the keys' channels where any scales are per channel."""
@@ -93,8 +81,50 @@ class CachedAttention:
             return self.q
         q = self.q.astype(np.float64 if self.q.dtype == np.float64 else np.float32)
         k_format = self.formats[0]
-        return q * k_format.channel_scale(self.sizes.query_heads) if k_format.per_channel else q
+        return q * k_format.channel_scale(q.shape[2]) if k_format.per_channel else q
 
 
-def _tensor(x: Array, form: Quantization | None) -> Tensor:
-    return contiguous(x if form is None else Quantized(x, np.broadcast_to(form.row_scale, x.shape[:3])))
+def over_cache(
+    q: Array, k: Array, v: Array, bias: Array | None, sinks: Array | None, formats: Formats | None, found: list[Place],
+    total: int, attributes: GroupQueryAttributes,
+) -> tuple[Array, Array | None]:  # fmt: skip
+    """output (B, S, Hq, D) and output_qk over a cache (B, Hkv, C, D) of all tokens, the new ones too."""
+    k, v = k.swapaxes(1, 2)[:, :total], v.swapaxes(1, 2)[:, :total]
+    if formats is not None:
+        k, v = formats[0].unpack(k), formats[1].unpack(v)
+    offset = lengths = None
+    if any(place.end != total for place in found):
+        offset = np.array([place.before for place in found], np.int64)
+        lengths = np.array([place.end for place in found], np.int64)
+    call = CachedAttention(q, [k], [v], offset, lengths, bias, sinks, formats, attributes)
+    return call.output(), call.output_qk() if attributes.qk_output else None
+
+
+def over_sliding_cache(
+    q: Array, keys: tuple[Array, Array], values: tuple[Array, Array], bias: Array | None, sinks: Array | None,
+    formats: Formats | None, found: list[Place], total: int, attributes: GroupQueryAttributes,
+) -> tuple[Array, Array | None]:  # fmt: skip
+    """The same over what a past (B, Hkv, C, D) holds of earlier tokens and over the new ones (B, S, Hkv, D).
+
+    Every batch entry may hold others: the columns of the bias, which are positions, differ from one to the next.
+    """
+    past_k, past_v = keys[0].swapaxes(1, 2), values[0].swapaxes(1, 2)
+    if formats is not None:
+        past_k, past_v = formats[0].unpack(past_k), formats[1].unpack(past_v)
+    output = np.empty_like(q)
+    output_qk = np.zeros((len(found), q.shape[2], q.shape[1], total), q.dtype) if attributes.qk_output else None
+    for b, (end, before, stored, _, _) in enumerate(found):
+        row, columns = slice(b, b + 1), slice(before - stored, before + q.shape[1])
+        part = None if bias is None else bias[row if len(bias) > 1 else slice(1), :, :, columns]
+        call = CachedAttention(
+            q[row], [past_k[row, :stored], keys[1][row]], [past_v[row, :stored], values[1][row]],
+            np.array([stored]), np.array([end - columns.start]), part, sinks, formats, attributes,
+        )  # fmt: skip
+        output[row] = call.output()
+        if output_qk is not None:
+            output_qk[row, :, :, columns] = call.output_qk()
+    return output, output_qk
+
+
+def _quantized(x: Array, form: Quantization) -> Quantized:
+    return Quantized(contiguous_channels(x), np.broadcast_to(form.row_scale, x.shape[:3]))

@@ -1,4 +1,4 @@
-"""gqa's operators for the reference evaluator of the package onnx. The one module here that imports that package."""
+"""gqa's operators for the reference evaluator of the package onnx, which must be installed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from gqa.arguments import Array
 from gqa.onnx.attention import attention
@@ -13,15 +16,8 @@ from gqa.onnx.flex_attention import flex_attention
 from gqa.onnx.group_query_attention import group_query_attention
 from gqa.onnx.rotary import microsoft_rotary_embedding, rotary_embedding
 
-try:
-    import onnx
-    from onnx.reference import ReferenceEvaluator
-    from onnx.reference.op_run import OpRun
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("ONNX models and graphs need the package onnx: pip install 'gqa[onnx]'") from error
 
-
-class Operator(OpRun):  # type: ignore[misc]
+class Operator(OpRun):  # type: ignore[misc, unused-ignore]  # of type Any where onnx is not installed
     """An operator whose missing inputs and outputs are None, and whose defaults are its function's."""
 
     op_schema = None
@@ -29,7 +25,7 @@ class Operator(OpRun):  # type: ignore[misc]
     def run(self, *inputs: Any, **context: Any) -> tuple[Any, ...]:
         inputs = tuple(x if name else None for name, x in zip(self.onnx_node.input, inputs))
         try:
-            outputs = super().run(*inputs, **context)
+            outputs = super().run(*inputs, **context)  # type: ignore[no-untyped-call, unused-ignore]
         except TypeError as error:  # raised by OpRun in place of what went wrong
             raise TypeError(f"{self.onnx_node.op_type}: {error.__cause__ or error}") from error
         return tuple(x if name else None for name, x in zip(self.onnx_node.output, outputs))
@@ -81,7 +77,7 @@ def _operator(domain: str, name: str, function: Callable[..., Any]) -> type[Oper
     return type(name, (Operator,), {"op_domain": domain, "_run": _run, "__module__": __name__})
 
 
-OPERATORS = [
+OPERATORS: list[type[OpRun]] = [
     Attention,
     FlexAttention,
     _operator("com.microsoft", "GroupQueryAttention", group_query_attention),
@@ -90,10 +86,18 @@ OPERATORS = [
 ]
 
 
+class Evaluator(ReferenceEvaluator):  # type: ignore[misc, unused-ignore]
+    """A reference evaluator with these operators, in functions that the model defines as well."""
+
+    def __init__(self, proto: Any, **options: Any) -> None:
+        super().__init__(proto, **{"new_ops": OPERATORS} | options)
+
+
 def graph_function(name: str, graph: Any, attributes: Any = None) -> Callable[[Array], Array]:
     """A graph of one input and one output as a function; given as GraphProto or as an evaluator of one."""
     if isinstance(graph, onnx.GraphProto):
-        graph = ReferenceEvaluator(graph, opsets=_newest_opsets(), new_ops=OPERATORS)
+        opsets = {"": onnx.defs.onnx_opset_version(), "ai.onnx.preview": 1, "com.microsoft": 1}
+        graph = Evaluator(graph, opsets=opsets)
     proto = graph.proto_
     constants = {x.name for x in proto.initializer}
     inputs = [x for x in proto.input if x.name not in constants]
@@ -126,7 +130,3 @@ def captured(graph: Any, outside: frozenset[str] = frozenset()) -> list[str]:
                 missing += captured(inner, frozenset(known))
         known |= set(node.output)
     return missing + [x.name for x in graph.output if x.name not in known]
-
-
-def _newest_opsets() -> dict[str, int]:
-    return {"": onnx.defs.onnx_opset_version(), "ai.onnx.preview": 1, "com.microsoft": 1}

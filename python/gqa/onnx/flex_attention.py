@@ -80,7 +80,8 @@ def flex_attention(
     q = Q.astype(np.float64) if in_double else Q
     if score_mod is None and prob_mod is None:
         result: Array = attend(q, K, V, scale=scale)
-        return result.astype(Q.dtype, copy=False)
+        with np.errstate(over="ignore"):
+            return result.astype(Q.dtype, copy=False)
 
     score_modifier, prob_modifier = (
         _modifier(name, x) for name, x in (("score_mod", score_mod), ("prob_mod", prob_mod))
@@ -96,9 +97,7 @@ def flex_attention(
 
 def infer(shapes: dict[str, Shape], dtypes: dict[str, Any], attrs: dict[str, Any]) -> dict[str, tuple[Shape, str]]:
     """The output of FlexAttention."""
-    known = ("scale", "softmax_precision", "score_mod", "prob_mod")
-    if unknown := [name for name in attrs if name not in known]:
-        raise TypeError(f"unknown attribute {unknown[0]!r}, expected one of {', '.join(known)}")
+    check_names(attrs, (), ("scale", "softmax_precision", "score_mod", "prob_mod"), "attribute")
     names = {name: name_of(dtype) for name, dtype in dtypes.items()}
     sizes = _check(shapes, names, attrs.get("scale"))
     check_precision(attrs.get("softmax_precision"))

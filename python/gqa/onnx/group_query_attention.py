@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gqa.arguments import Array, as_array, dtype_name, int_array
-from gqa.onnx.cached_attention import CachedAttention
-from gqa.onnx.group_query_shapes import INPUTS, GroupQueryAttributes, GroupQueryShapes, group_query_shapes
-from gqa.onnx.present import check_presents, moves, write_present
+from gqa.arguments import Array, int_array
+from gqa.onnx.cached_attention import over_cache, over_sliding_cache
+from gqa.onnx.group_query_shapes import GroupQueryShapes, check_call
+from gqa.onnx.present import check_presents, write_present
 from gqa.onnx.quantization import quantization
 from gqa.onnx.rotary import rms_norm
 from gqa.onnx.timeline import Place, places
@@ -164,34 +164,28 @@ def group_query_attention(
     >>> bool(np.all(shared.output == result.output))
     True
     """
-    attributes = GroupQueryAttributes(
-        num_heads, kv_num_heads, scale, softcap, local_window_size, causal, do_rotary, rotary_interleaved,
-        smooth_softmax, qk_output, k_quant_type, v_quant_type, kv_cache_bit_width, sliding_window_cache,
-        qk_norm_epsilon,
-    )  # fmt: skip
-    values = (
+    seqlens_k = None if seqlens_k is None else np.asarray(seqlens_k)
+    total_sequence_length = None if total_sequence_length is None else np.asarray(total_sequence_length)
+    position_ids = None if position_ids is None else np.asarray(position_ids)
+    inputs = (
         query, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos_cache, sin_cache, position_ids,
         attention_bias, head_sink, k_scale, v_scale, q_norm_weight, k_norm_weight,
     )  # fmt: skip
-    inputs = {name: _input(name, x) for name, x in zip(INPUTS, values) if x is not None or name in _REQUIRED}
-    total = _total(inputs["total_sequence_length"])
-    sizes = group_query_shapes(
-        {name: x.shape for name, x in inputs.items()},
-        {name: dtype_name(name, x) for name, x in inputs.items()},
-        attributes,
-        total,
-    )
-    found = places(inputs["seqlens_k"], total, sizes, attributes)
-    positions = _rotary_positions(inputs, found, sizes, total) if attributes.do_rotary else None
-    formats = None
-    if k_scale is not None and v_scale is not None:
-        formats = (
-            quantization("k_scale", k_scale, k_quant_type, int(kv_cache_bit_width), sizes.kv_heads),
-            quantization("v_scale", v_scale, v_quant_type, int(kv_cache_bit_width), sizes.kv_heads),
-        )
-    check_presents(present_key, present_value, inputs, sizes, attributes, total)
+    attributes, sizes = check_call(inputs, (
+        num_heads, kv_num_heads, scale, softcap, local_window_size, causal, do_rotary, rotary_interleaved,
+        smooth_softmax, qk_output, k_quant_type, v_quant_type, kv_cache_bit_width, sliding_window_cache,
+        qk_norm_epsilon,
+    ))  # fmt: skip
+    total = int(total_sequence_length.item())
+    found = places(seqlens_k, total, sizes, attributes)
+    positions = None
+    if cos_cache is not None and attributes.do_rotary:
+        positions = _rotary_positions(position_ids, found, sizes, total, len(cos_cache))
+    formats = quantization(k_scale, v_scale, attributes, sizes.kv_heads)
+    if present_key is not None or present_value is not None:
+        check_presents(present_key, present_value, inputs, sizes, attributes, total)
 
-    q, k, v = _heads(inputs, sizes)
+    q, k, v = _heads(query, key, value, sizes)
     if q_norm_weight is not None and k_norm_weight is not None:
         q, k = rms_norm(q, q_norm_weight, qk_norm_epsilon), rms_norm(k, k_norm_weight, qk_norm_epsilon)
     if positions is not None and cos_cache is not None and sin_cache is not None:
@@ -199,76 +193,55 @@ def group_query_attention(
         q = rotary(q, cos_cache, sin_cache, positions=positions, interleaved=neighbours, layout="bshd")
         if not sizes.shared:
             k = rotary(k, cos_cache, sin_cache, positions=positions, interleaved=neighbours, layout="bshd")
-    if formats is not None:  # 4-bit values are not packed yet
-        k, v = formats[0].quantize("key", k), formats[1].quantize("value", v)
-    past_k, past_v = k[:, :0], v[:, :0]
-    if past_key is not None and past_value is not None:
-        past_k, past_v = past_key.swapaxes(1, 2), past_value.swapaxes(1, 2)
-        if formats is not None:
-            used = max((place.end if sizes.shared else place.stored for place in found), default=0)
-            past_k, past_v = formats[0].unpack(past_k[:, :used]), formats[1].unpack(past_v[:, :used])
-    sinks = np.zeros(sizes.query_heads) if head_sink is None and smooth_softmax == 1 else head_sink
-    call = CachedAttention(q, (past_k, k), (past_v, v), formats, attention_bias, sinks, total, found, sizes, attributes)
-    output = call.output()
-    output_qk = call.scores_or_probabilities() if qk_output else None
-
-    if past_key is not None and past_value is not None and sizes.shared:
-        present_key, present_value = (past_key, past_value) if present_key is None else (present_key, present_value)
-        return GroupQueryAttentionOutputs(output, present_key, present_value, output_qk)
     if formats is not None:
-        k, v = formats[0].pack(k), formats[1].pack(v)
-    if present_key is None or present_value is None:
-        shape = sizes.present(total, sliding_window_cache == 1)
-        present_key, present_value = np.empty(shape, k.dtype), np.empty(shape, v.dtype)
-    plan = moves(found, sizes, attributes)
-    write_present(present_key, past_key, k.swapaxes(1, 2), plan)
-    write_present(present_value, past_value, v.swapaxes(1, 2), plan)
-    return GroupQueryAttentionOutputs(output, present_key, present_value, output_qk)
+        k, v = formats[0].quantize("key", k), formats[1].quantize("value", v)
+    sinks = np.zeros(sizes.query_heads) if smooth_softmax == 1 else None
+    if head_sink is not None:
+        sinks = head_sink.astype(np.float64)
+    options = attention_bias, sinks, formats, found, total, attributes
+
+    past = None if past_key is None or past_value is None else (past_key, past_value)
+    if present_key is not None and present_value is not None:
+        present = present_key, present_value
+    elif past is not None and sizes.shared:
+        present = past
+    else:
+        shape, dtype = sizes.present(total), query.dtype if formats is None else formats[0].dtype
+        present = np.empty(shape, dtype), np.empty(shape, dtype)
+    results = None
+    if past is not None and sizes.sliding:  # attended now: it is about to drop tokens
+        results = over_sliding_cache(q, (past[0], k), (past[1], v), *options)
+    if not sizes.shared:
+        write_present(present[0], past_key, k if formats is None else formats[0].pack(k), found)
+        write_present(present[1], past_value, v if formats is None else formats[1].pack(v), found)
+    output, output_qk = results or over_cache(q, present[0], present[1], *options)
+    output = output.reshape(sizes.output).astype(query.dtype, copy=False)
+    return GroupQueryAttentionOutputs(output, *present, output_qk)
 
 
-def _input(name: str, x: Any) -> Array:
-    """The input as an array; integers may come in any form that NumPy understands."""
-    return np.asarray(x) if name in _INTEGERS and x is not None else as_array(name, x)
-
-
-def _total(array: Array) -> int:
-    """total_sequence_length as an int."""
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"total_sequence_length has dtype {array.dtype}, expected integers")
-    if array.size != 1:
-        raise ValueError(f"total_sequence_length has shape {array.shape}, expected one value")
-    return int(array.item())
-
-
-def _heads(inputs: dict[str, Array], sizes: GroupQueryShapes) -> tuple[Array, Array, Array]:
+def _heads(query: Array, key: Array | None, value: Array | None, sizes: GroupQueryShapes) -> tuple[Array, Array, Array]:
     """query, key and value as views (B, tokens, heads, D); without new keys, of no tokens."""
-    query, width, kv_width = inputs["query"], sizes.query_heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-    parts = (query[..., :width], query[..., width : width + kv_width], query[..., width + kv_width :])
-    if "key" in inputs:
-        parts = query, inputs["key"], inputs["value"]
-    elif sizes.shared:
-        nothing = np.empty((sizes.batch, 0, kv_width), query.dtype)
-        parts = query, nothing, nothing
-    heads = sizes.query_heads, sizes.kv_heads, sizes.kv_heads
-    q, k, v = (x.reshape(*x.shape[:2], n, sizes.head_dim) for x, n in zip(parts, heads))
-    return q, k, v
+    tokens, width, kv_width = sizes.queries, sizes.query_heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    if sizes.shared:
+        tokens = 0
+        key = value = np.empty((sizes.batch, 0, kv_width), query.dtype)
+    elif key is None or value is None:
+        query, key, value = query[..., :width], query[..., width : width + kv_width], query[..., width + kv_width :]
+    q_rows = sizes.batch, sizes.queries, sizes.query_heads, sizes.head_dim
+    rows = sizes.batch, tokens, sizes.kv_heads, sizes.head_dim
+    return query.reshape(q_rows), key.reshape(rows), value.reshape(rows)
 
 
-def _rotary_positions(inputs: dict[str, Array], found: list[Place], sizes: GroupQueryShapes, total: int) -> Array:
-    """The position (B, S) by which each query is rotated, within the tables."""
+def _rotary_positions(position_ids: Any, found: list[Place], sizes: GroupQueryShapes, total: int, rows: int) -> Array:
+    """The position (B, S) by which each query is rotated, within the rows of the tables."""
     before = np.array([place.before for place in found], np.int64)
     positions, source = before[:, None] + np.arange(sizes.queries), "the tokens reach"
-    if "position_ids" in inputs and positions.size:
+    if position_ids is not None and positions.size:
         source = "position_ids reach"
-        given = int_array("position_ids", inputs["position_ids"], positions.shape)
+        given = int_array("position_ids", position_ids, positions.shape)
         positions = positions + given[0, 0] if sizes.queries == total else given
-    rows = inputs["cos_cache"].shape[0]
     if positions.size and (positions.min() < 0 or positions.max() >= rows):
         raise ValueError(
             f"cos_cache has {rows} rows, but {source} from position {positions.min()} to {positions.max()}"
         )
     return positions
-
-
-_REQUIRED = ("query", "seqlens_k", "total_sequence_length")
-_INTEGERS = ("seqlens_k", "total_sequence_length", "position_ids")

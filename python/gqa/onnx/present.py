@@ -1,33 +1,16 @@
-"""GroupQueryAttention's present_key and present_value: the past with the new tokens, in the past's own memory or not."""
+"""GroupQueryAttention's present_key and present_value: the past and the new tokens, in the past's own memory or not."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
+from gqa.arguments import Array, as_array, dtype_name, shares_memory
+from gqa.onnx.group_query_attributes import INPUTS, GroupQueryAttributes
+from gqa.onnx.group_query_shapes import GroupQueryShapes
+from gqa.onnx.timeline import Place
+from gqa.shapes import Shape
 
-from gqa.arguments import Array, as_array, shares_memory
-from gqa.onnx.group_query_shapes import GroupQueryAttributes, GroupQueryShapes
-from gqa.onnx.timeline import Place, resident
-
-
-class Move(NamedTuple):
-    """Rows of one batch entry that make up its present: (first, count) of the past, then of the new tokens."""
-
-    kept: tuple[int, int]
-    new: tuple[int, int]
-
-
-def moves(found: list[Place], sizes: GroupQueryShapes, attributes: GroupQueryAttributes) -> list[Move]:
-    """A full cache keeps everything, the padding of a first prompt too; a sliding one the last tokens, in order."""
-    if not attributes.sliding_window_cache:
-        return [Move((0, place.stored), (0, sizes.queries)) for place in found]
-    plan = []
-    for end, before, stored in found:
-        dropped = stored + end - before - resident(end, sizes.capacity or 0, attributes)
-        kept, skipped = max(stored - dropped, 0), max(dropped - stored, 0)
-        plan.append(Move((stored - kept, kept), (skipped, end - before - skipped)))
-    return plan
+NAMES = (*INPUTS, "present_key")
 
 
 def is_same_memory(a: Array, b: Array | None) -> bool:
@@ -41,44 +24,55 @@ def is_same_memory(a: Array, b: Array | None) -> bool:
 def check_presents(
     present_key: Array | None,
     present_value: Array | None,
-    inputs: dict[str, Array],
+    inputs: tuple[Any, ...],
     sizes: GroupQueryShapes,
     attributes: GroupQueryAttributes,
     total: int,
 ) -> None:
     """Raise unless the given buffers can take the past and the new tokens without harm to an input or each other."""
-    if (present_key is None) != (present_value is None):
+    if present_key is None or present_value is None:
         given, missing = ("present_value", "present_key") if present_key is None else ("present_key", "present_value")
         raise ValueError(f"{given} is given without {missing}")
-    if present_key is None or present_value is None:
-        return
-    shape = sizes.present(total, bool(attributes.sliding_window_cache))
-    dtype = np.dtype(attributes.cache_type("")) if attributes.quantized else inputs["query"].dtype
-    for part, buffer in (("key", present_key), ("value", present_value)):
-        name, past = f"present_{part}", inputs.get(f"past_{part}")
-        if as_array(name, buffer).dtype != dtype:
-            raise TypeError(f"{name} has dtype {buffer.dtype}, expected {dtype}")
-        in_place = is_same_memory(buffer, past)
-        if sizes.shared and not in_place:
-            raise ValueError(f"{name} is not past_{part} itself, which stays as it is without new keys and values")
+    shape = sizes.present(total)
+    for name, buffer, past, i in (
+        ("present_key", present_key, "past_key", 3),
+        ("present_value", present_value, "past_value", 4),
+    ):
+        in_place = is_same_memory(as_array(name, buffer), inputs[i])
         if sizes.shared:
+            if not in_place:
+                raise ValueError(f"{name} is not the past itself, which stays as it is without new keys and values")
             continue
-        fits = buffer.ndim == 4 and (*buffer.shape[:2], buffer.shape[3]) == (*shape[:2], shape[3])
-        if not fits or buffer.shape[2] < shape[2] or (attributes.sliding_window_cache and buffer.shape[2] > shape[2]):
-            raise ValueError(f"{name} has shape {buffer.shape}, expected {shape}")
+        if not in_place or sizes.capacity < shape[2]:
+            _check_type(name, buffer, shape, attributes.cache_type(inputs[0].dtype.name), sizes.sliding)
         if not buffer.flags.writeable:
             raise ValueError(f"{name} is read-only")
-        for other, x in (inputs | ({"present_key": present_key} if part == "value" else {})).items():
-            if shares_memory(buffer, x) and not (in_place and other == f"past_{part}"):
+        for other, x in zip(NAMES, (*inputs, present_key)):
+            if x is None or (x.base is None and buffer.base is None and x is not buffer):
+                continue  # two arrays that are no views share no memory
+            if other not in (name, past if in_place else "") and shares_memory(buffer, x):
                 raise ValueError(f"{name} overlaps {other} in memory")
 
 
-def write_present(buffer: Array, past: Array | None, new: Array, plan: list[Move]) -> None:
-    """Write what changes: all of a buffer of its own, rows without a token as 0; only the new rows of the past itself."""
+def write_present(buffer: Array, past: Array | None, new: Array, found: list[Place]) -> None:
+    """Write what changes: of the past itself the new rows only, of other memory everything, 0 after the last token.
+
+    new holds the tokens of the query, (B, S, Hkv, D).
+    """
     in_place = is_same_memory(buffer, past)
-    for b, ((first, kept), (skipped, count)) in enumerate(plan):
-        if past is not None and not (in_place and first == 0):
-            buffer[b, :, :kept] = past[b, :, first : first + kept]
-        buffer[b, :, kept : kept + count] = new[b, :, skipped : skipped + count]
+    for b, (_, _, stored, dropped, written) in enumerate(found):
+        kept, skipped = max(stored - dropped, 0), max(dropped - stored, 0)
+        end = kept + written - skipped
+        if past is not None and not (in_place and dropped == 0):
+            buffer[b, :, :kept] = past[b, :, stored - kept : stored]
+        buffer[b, :, kept:end] = new[b, skipped:written].swapaxes(0, 1)
         if not in_place:
-            buffer[b, :, kept + count :] = 0
+            buffer[b, :, end:] = 0
+
+
+def _check_type(name: str, buffer: Array, shape: Shape, dtype: str, sliding: bool) -> None:
+    if dtype_name(name, buffer) != dtype:
+        raise TypeError(f"{name} has dtype {buffer.dtype}, expected {dtype}")
+    rows = buffer.shape[2] if buffer.ndim == 4 else 0
+    if buffer.shape != (*shape[:2], rows, shape[3]) or rows < shape[2] or (sliding and rows > shape[2]):
+        raise ValueError(f"{name} has shape {buffer.shape}, expected {shape}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gqa.arguments import Array
+from gqa.onnx.group_query_attributes import CACHE_TYPES, GroupQueryAttributes
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,11 @@ class Quantization:
         return self.scale.ndim == 2
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the cache."""
+        return np.dtype(CACHE_TYPES[self.bits])
+
+    @property
     def row_scale(self) -> Array:
         """The scale of a whole row of channels; where each has its own, these are left to queries or output."""
         return np.ones((), np.float32) if self.per_channel else self.scale
@@ -31,11 +38,13 @@ class Quantization:
 
     def quantize(self, name: str, x: Array) -> Array:
         """Floats (B, L, Hkv, D) to int8, rounding half to even."""
-        steps = x.astype(np.float64 if x.dtype == np.float64 else np.float32) / self.scale
+        with np.errstate(over="ignore"):
+            steps = x.astype(np.float64 if x.dtype == np.float64 else np.float32) / self.scale
         if np.isnan(steps).any():
             raise ValueError(f"{name} holds NaN, which a quantised cache cannot represent")
         end = 2 ** (self.bits - 1)
-        return np.clip(np.rint(steps), -end, end - 1).astype(np.int8)
+        data: Array = np.clip(np.rint(steps), -end, end - 1).astype(np.int8)
+        return data
 
     def pack(self, data: Array) -> Array:
         """int8 values to what the cache holds."""
@@ -54,8 +63,18 @@ class Quantization:
         return data
 
 
-def quantization(name: str, scale: Array, kind: str, bits: int, kv_heads: int) -> Quantization:
-    """Check the values of k_scale or v_scale."""
-    if not (np.isfinite(scale).all() and (scale > 0).all()):
-        raise ValueError(f"{name} holds values that are not positive and finite")
-    return Quantization(bits, scale.reshape(()) if kind == "PER_TENSOR" else scale.reshape(kv_heads, -1))
+def quantization(
+    k_scale: Array | None, v_scale: Array | None, attributes: GroupQueryAttributes, kv_heads: int
+) -> tuple[Quantization, Quantization] | None:
+    """How keys and values are stored, None for floats; ValueError for scales that cannot be."""
+    if k_scale is None or v_scale is None:
+        return None
+    for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            raise ValueError(f"{name} holds values that are not positive and finite")
+    shapes: dict[str, tuple[int, ...]] = {"PER_TENSOR": (), "PER_CHANNEL": (kv_heads, -1)}
+    bits = int(attributes.kv_cache_bit_width)
+    return (
+        Quantization(bits, k_scale.reshape(shapes[attributes.k_quant_type])),
+        Quantization(bits, v_scale.reshape(shapes[attributes.v_quant_type])),
+    )

@@ -72,9 +72,10 @@ def microsoft_rotary_embedding(
 
 def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
     """x / rms(x) * weight over the channels of each head of x (B, H, S, D); rounded to x's dtype at the end."""
-    wide = x.astype(np.float64 if x.dtype == np.float64 else np.float32)
-    wide /= np.sqrt(np.mean(wide * wide, axis=-1, keepdims=True) + wide.dtype.type(epsilon))
-    return (wide * weight.astype(wide.dtype)).astype(x.dtype)
+    wide: Array = x.astype(np.float64 if x.dtype == np.float64 else np.float32)
+    wide /= np.sqrt(np.mean(np.square(wide), axis=-1, keepdims=True) + epsilon)
+    wide *= weight.astype(wide.dtype)
+    return wide.astype(x.dtype, copy=False)
 
 
 def _by_heads(name: str, x: Array, num_heads: Any) -> Array:

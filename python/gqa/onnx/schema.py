@@ -12,11 +12,13 @@ from gqa.shapes import AttentionShapes, Shape, check_int
 PRECISIONS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 
 
-def check_names(names: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...]) -> None:
-    """Raise TypeError unless every required input is there, and no other than those named."""
+def check_names(
+    names: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...], kind: str = "input"
+) -> None:
+    """Raise TypeError unless every required input, or attribute, is there, and no other than those named."""
     for name in names:
         if name not in required and name not in optional:
-            raise TypeError(f"unknown input {name!r}, expected one of {', '.join(required + optional)}")
+            raise TypeError(f"unknown {kind} {name!r}, expected one of {', '.join(dict.fromkeys(required + optional))}")
     for name in required:
         if name not in names:
             raise TypeError(f"{name} is missing")

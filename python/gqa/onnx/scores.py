@@ -1,4 +1,4 @@
-"""Scores and probabilities as whole arrays (B, Hq, S, T): only for the outputs and modifiers that are defined on them."""
+"""Scores and probabilities as whole arrays (B, Hq, S, T), for outputs and modifiers that are defined on them."""
 
 from __future__ import annotations
 

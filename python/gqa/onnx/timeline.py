@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
 from gqa.arguments import Array
-from gqa.onnx.group_query_shapes import GroupQueryAttributes, GroupQueryShapes
-from gqa.sequences import Table
+from gqa.onnx.group_query_attributes import GroupQueryAttributes
+from gqa.onnx.group_query_shapes import GroupQueryShapes
 
 
 class Place(NamedTuple):
@@ -17,51 +15,38 @@ class Place(NamedTuple):
     end: int  # all tokens, those of the query included
     before: int  # tokens before the query: the position of its first row
     stored: int  # of the tokens before the query, the last ones, which the past holds in its first rows
-
-    @property
-    def first(self) -> int:
-        """The position of the token in row 0 of the past."""
-        return self.before - self.stored
+    dropped: int  # of the stored tokens and then those of the query, the first ones, which the present leaves out
+    written: int  # tokens of the query, from its first on, that are stored or dropped; the others are padding
 
 
 def places(seqlens_k: Array, total: int, sizes: GroupQueryShapes, attributes: GroupQueryAttributes) -> list[Place]:
     """Check seqlens_k, which holds the number of tokens less one, and place every batch entry.
 
     Where the query is as long as total_sequence_length the call is a first prompt: nothing came before, whatever the
-    past holds, and queries past a sequence's end are padding.
+    past holds, and queries past a sequence's end are padding, which only a full cache stores.
     """
-    prompt = sizes.queries == total
-    least = 0 if prompt else max(sizes.queries - 1, 0)
+    sizes.check_total(total)
+    queries, prompt = sizes.queries, sizes.queries == total
+    least = 0 if prompt else max(queries - 1, 0)
     found = []
     for b, last in enumerate(seqlens_k.ravel().tolist()):
         if not least <= last < total:
             raise ValueError(
                 f"seqlens_k[{b}] is {last}, expected {least} to {total - 1}: the number of tokens less one, at "
-                f"total_sequence_length {total} with {sizes.queries} tokens in query"
+                f"total_sequence_length {total} with {queries} tokens in query"
             )
-        before = 0 if prompt else last + 1 - sizes.queries
-        stored = resident(before, sizes.capacity or 0, attributes) if attributes.sliding_window_cache else before
-        found.append(Place(last + 1, before, stored))
+        end, before = last + 1, 0 if prompt else last + 1 - queries
+        if sizes.sliding:
+            window = int(attributes.local_window_size)
+            stored = resident(before, sizes.capacity, window)
+            dropped = stored + end - before - resident(end, sizes.capacity, window)
+            found.append(Place(end, before, stored, dropped, end - before))
+        else:
+            found.append(Place(end, before, before, 0, queries))
     return found
 
 
-def resident(tokens: int, capacity: int, attributes: GroupQueryAttributes) -> int:
-    """How many of the last tokens a sliding_window_cache holds: it drops capacity - window + 1 whenever it is full."""
-    step = capacity - int(attributes.local_window_size) + 1
+def resident(tokens: int, capacity: int, window: int) -> int:
+    """How many of the last tokens a sliding cache holds: it drops capacity - window + 1 of them whenever it is full."""
+    step = capacity - window + 1
     return tokens - step * max(-((capacity - tokens) // step), 0)
-
-
-def sequences_and_runs(
-    found: list[Place], sizes: GroupQueryShapes, attributes: GroupQueryAttributes
-) -> tuple[Table, Table]:
-    """Tables for the core: the keys of a batch entry are rows of store 0, the past, then of store 1, the new ones.
-
-    A shared past holds the query's own tokens as well. A window of 0 leaves no key to attend.
-    """
-    sequences, runs = [], []
-    for b, (end, before, stored) in enumerate(found):
-        first = before - stored
-        keys = 0 if attributes.local_window_size == 0 else end - first
-        sequences.append((b, 0, sizes.queries, 0, stored, keys, b, first, 2))
-        runs += [(0, b, 0, end), (1, b, 0, 0)] if sizes.shared else [(0, b, 0, stored), (1, b, 0, sizes.queries)]
-    return np.array(sequences, np.int64).reshape(-1, 9), np.array(runs, np.int64).reshape(-1, 4)

@@ -1,0 +1,74 @@
+"""ONNX models on the reference evaluator: loading one, checking its inputs, running it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import onnx
+
+from gqa.arguments import Array, as_array
+from gqa.dtypes import dtype_named
+from gqa.onnx.evaluator import Evaluator
+
+
+def load(model: Any) -> onnx.ModelProto:
+    """The model in a file, in bytes, or itself; ValueError if it is none."""
+    proto: onnx.ModelProto
+    if isinstance(model, onnx.ModelProto):
+        proto = model
+    else:
+        if not isinstance(model, (str, bytes, os.PathLike)):
+            raise TypeError(f"model is a {type(model).__name__}, expected a path, bytes or onnx.ModelProto")
+        source = "the bytes" if isinstance(model, bytes) else os.fspath(model)
+        try:
+            proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load_model(model)
+        except OSError:
+            raise
+        except Exception as error:  # protobuf's own, whatever its version calls it
+            raise ValueError(f"{source} cannot be read as an ONNX model: {error}") from error
+    if not proto.HasField("graph"):
+        raise ValueError("the model has no graph")
+    return proto
+
+
+def run(model: onnx.ModelProto, inputs: dict[str, Array]) -> dict[str, Array]:
+    """The model's outputs by name."""
+    constants = {x.name for x in model.graph.initializer} | {x.values.name for x in model.graph.sparse_initializer}
+    declared = {x.name: x.type.tensor_type for x in model.graph.input}
+    for name in inputs:
+        if name not in declared:
+            raise ValueError(f"the model has no input {name!r}, expected {', '.join(declared) or 'none'}")
+    for name, tensor in declared.items():
+        if name in inputs:
+            _check_input(name, inputs[name], tensor)
+        elif name not in constants:
+            raise ValueError(f"input {name!r} is missing, the model takes {', '.join(declared)}")
+    try:
+        evaluator = Evaluator(model)
+    except (NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"the model has an operator that cannot be run: {error}") from error
+    return dict(zip(evaluator.output_names, evaluator.run(None, inputs)))
+
+
+def with_bfloat16(model: onnx.ModelProto, arrays: dict[str, Array]) -> dict[str, Array]:
+    """The arrays of an .npz file, which holds bfloat16 as bytes without a type, typed where the model says so."""
+    bfloat16 = {x.name for x in model.graph.input if x.type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16}
+    return {
+        name: x.view(dtype_named("bfloat16")) if name in bfloat16 and x.dtype == "V2" else x
+        for name, x in arrays.items()
+    }
+
+
+def _check_input(name: str, x: Any, declared: onnx.TypeProto.Tensor) -> None:
+    """Raise unless the array is of the dtype and shape that the model declares, as far as it does."""
+    x = as_array(f"input {name!r}", x)
+    if declared.elem_type:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(declared.elem_type)
+        if x.dtype != dtype:
+            raise TypeError(f"input {name!r} has dtype {x.dtype}, expected {dtype}")
+    if declared.HasField("shape"):
+        sizes = [d.dim_value if d.HasField("dim_value") else None for d in declared.shape.dim]
+        if len(sizes) != x.ndim or any(want not in (None, got) for want, got in zip(sizes, x.shape)):
+            names = [d.dim_param or "?" if n is None else str(n) for n, d in zip(sizes, declared.shape.dim)]
+            raise ValueError(f"input {name!r} has shape {x.shape}, expected ({', '.join(names)})")
