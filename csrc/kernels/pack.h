@@ -31,23 +31,24 @@ template <class T, class S> void pack_keys_of(const KeyBlock& block, int head_di
       rows[i] = reinterpret_cast<const S*>(block.k[key]);
       scales[i] = sizeof(S) == 1 ? T(block.k_scale[key]) : T(1);
     }
-    for (int d = 0; d < head_dim; d += w, panels += w * panel_width<T>) {
-      const int n = head_dim - d < w ? head_dim - d : w;
+    int d = 0;
+    for (; d + w <= head_dim; d += w, panels += w * panel_width<T>) {
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; v++) {
         Vec<T> square[w];
 #pragma GCC unroll 16
         for (int i = 0; i < w; i++) {
           const int key = v * w + i;
-          if (key >= tile_height) square[i] = Vec<T>{};
-          else square[i] = n == w ? load_as<T, S>(rows[key] + d) : load_as<T, S>(rows[key] + d, n);
+          square[i] = key < tile_height ? load_as<T, S>(rows[key] + d) : Vec<T>{};
           if (sizeof(S) == 1) square[i] *= scales[key];
         }
         transpose<T>(square);
-        for (int i = 0; i < n; i++) store(panels + i * panel_width<T> + v * w, square[i]);
+#pragma GCC unroll 16
+        for (int i = 0; i < w; i++) store(panels + i * panel_width<T> + v * w, square[i]);
       }
     }
-    panels -= (w - head_dim % w) % w * panel_width<T>;  // the last step may have been shorter
+    for (; d < head_dim; d++, panels += panel_width<T>)
+      for (int i = 0; i < tile_height; i++) panels[i] = convert<T>(read<S>(rows[i] + d)) * scales[i];
   }
 }
 

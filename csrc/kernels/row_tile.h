@@ -77,15 +77,17 @@ template <class T> class RowTileLoop {
     for (int r = 0; r < tile.rows; r += w) {
       const S* rows[w];
       for (int i = 0; i < w; i++) rows[i] = reinterpret_cast<const S*>(query_row(tile, r + i));
-      for (int d = 0; d < head_dim_; d += w) {
-        const int n = int(least(w, head_dim_ - d));
+      int d = 0;
+      for (; d + w <= head_dim_; d += w) {
         Vec<T> square[w];
 #pragma GCC unroll 16
-        for (int i = 0; i < w; i++)
-          square[i] = (n == w ? load_as<T, S>(rows[i] + d) : load_as<T, S>(rows[i] + d, n)) * scale;
+        for (int i = 0; i < w; i++) square[i] = load_as<T, S>(rows[i] + d) * scale;
         transpose<T>(square);
-        for (int i = 0; i < n; i++) store(tile.q + (d + i) * lanes + r, square[i]);
+#pragma GCC unroll 16
+        for (int i = 0; i < w; i++) store(tile.q + (d + i) * lanes + r, square[i]);
       }
+      for (; d < head_dim_; d++)
+        for (int i = 0; i < w; i++) tile.q[d * lanes + r + i] = convert<T>(read<S>(rows[i] + d)) * scale;
     }
   }
 
