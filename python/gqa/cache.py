@@ -10,7 +10,7 @@ import numpy as np
 
 from gqa.arguments import Array
 from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Table, Tensor, attend_sequences, int_list, table
-from gqa.shapes import LAYOUTS, check_int, check_window
+from gqa.shapes import check_int, check_window, layout_axes
 from gqa.slots import Slots
 from gqa.storage import check_queries, storage_dtype, storage_sizes
 
@@ -70,8 +70,7 @@ class KVCache:
         window: int | None = None,
         layout: str = "bhsd",
     ) -> None:
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout is {layout!r}, expected one of {', '.join(map(repr, LAYOUTS))}")
+        layout_axes(layout)
         kv_heads, head_dims = storage_sizes(kv_heads, head_dim, v_head_dim)
         batch, capacity = check_int("batch", batch, 0), check_int("capacity", capacity, 0)
         if window is not None and capacity < (window := check_int("window", window, 1)):

@@ -13,6 +13,8 @@ def name_of(dtype: Any, name: str = "the array") -> str:
     """The name of a dtype given as a NumPy dtype, a scalar type or a name; TypeError if its bytes are swapped."""
     if isinstance(dtype, str) and dtype in FLOATS:
         return dtype
+    if dtype is None:  # to NumPy, float64
+        raise TypeError(f"{name} has dtype None, expected {', '.join(FLOATS)}")
     dtype = np.dtype(dtype)
     if not dtype.isnative:
         raise TypeError(f"{name} has dtype {dtype.str!r}, expected native byte order")

@@ -11,7 +11,7 @@ import numpy as np
 from gqa import _core
 from gqa.arguments import Array, as_array, contiguous_channels, dtype_name, int_array
 from gqa.dtypes import FLOATS, compute_dtype, dtype_named, name_of, require_float
-from gqa.shapes import LAYOUTS, check_flag, check_float, check_int, check_shape
+from gqa.shapes import check_flag, check_float, check_int, check_shape, layout_axes
 
 
 def rotary(
@@ -74,10 +74,8 @@ def rotary(
     dtypes = {name: dtype_name(name, as_array(name, array)) for name, array in (("x", x), ("cos", cos), ("sin", sin))}
     for name, dtype in dtypes.items():
         require_float(name, dtype)
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout is {layout!r}, expected one of {', '.join(map(repr, LAYOUTS))}")
+    expected = ", ".join(layout_axes(layout))
     if x.ndim not in (3, 4):
-        expected = ", ".join(LAYOUTS[layout])
         raise ValueError(f"x has shape {x.shape}, expected ({expected}), or three axes without the batch")
     if cos.ndim != 2:
         raise ValueError(f"cos has shape {cos.shape}, expected (max_position, rotary_dim / 2)")

@@ -58,10 +58,7 @@ class AttentionShapes:
 
 def attention_shapes(shapes: dict[str, Shape], *, layout: str = "bhsd") -> AttentionShapes:
     """Check the shapes of q and of k and v, past_key and past_value, or all four; ValueError if they do not fit."""
-    if not isinstance(layout, str):
-        raise TypeError(f"layout is {layout!r}, expected a string")
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout is {layout!r}, expected one of {', '.join(map(repr, LAYOUTS))}")
+    names = layout_axes(layout)
     for one, other in (("k", "v"), ("past_key", "past_value")):
         if (one in shapes) != (other in shapes):
             given, missing = (one, other) if one in shapes else (other, one)
@@ -70,7 +67,7 @@ def attention_shapes(shapes: dict[str, Shape], *, layout: str = "bhsd") -> Atten
         raise ValueError("k and v are needed, or past_key and past_value to attend a cache alone")
 
     axes = len(shapes["q"])
-    names = LAYOUTS[layout] if axes == 4 else LAYOUTS[layout][1:]
+    names = names if axes == 4 else names[1:]
     expected = f"({', '.join(names)})"
     if axes not in (3, 4):
         raise ValueError(f"q has shape {shapes['q']}, expected {expected}, or three axes without the batch")
@@ -112,6 +109,15 @@ def attention_shapes(shapes: dict[str, Shape], *, layout: str = "bhsd") -> Atten
         head_dim=q["head_dim"],
         v_head_dim=v_head_dim,
     )
+
+
+def layout_axes(layout: Any) -> tuple[str, ...]:
+    """The names of a layout's axes; TypeError or ValueError if it is none."""
+    if not isinstance(layout, str):
+        raise TypeError(f"layout is {layout!r}, expected a string")
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}, expected one of {', '.join(map(repr, LAYOUTS))}")
+    return LAYOUTS[layout]
 
 
 def attention_dtypes(dtypes: dict[str, str]) -> tuple[str, str]:
