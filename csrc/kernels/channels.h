@@ -183,14 +183,19 @@ template <class T> class ChannelsInLanes {
   // Masks what is outside a row's interval, or past the end of a stream. Key 0 is the first of the streams.
   template <int R>
   void mask_edges(const Scores<T, 1>& scores, int64_t begin, int r, const Streams<streams<T, R>>& keys) const {
-    T key[w], low[w], high[w];
-    for (int i = 0; i < w; i++) {
-      const Interval interval = attended(a_, sequence_, query_of(r + i % R));
-      key[i] = T(keys.first[i / R]);
-      low[i] = T(most(interval.begin - begin, 0));
-      high[i] = T(least(interval.end - begin, keys.first[i / R + 1]));
+    constexpr int halves = Streams<streams<T, R>>::halves;
+    for (int h = 0; h < halves; h++) {
+      T key[w], low[w], high[w];
+      for (int i = 0; i < w; i++) {
+        const Interval interval = attended(a_, sequence_, query_of(r + i % R));
+        const int stream = i / R, end = h + 1 < halves ? keys.half(stream, h + 1) : keys.first[stream + 1];
+        key[i] = T(keys.half(stream, h));
+        low[i] = T(most(interval.begin - begin, 0));
+        high[i] = T(least(interval.end - begin, end));
+      }
+      const Scores<T, 1> half{scores.s + h * w, (keys.steps + halves - 1 - h) / halves, halves * w};
+      half.mask(key, low, high, 0, half.steps);
     }
-    scores.mask(key, low, high, 0, keys.steps);
   }
 
   // Multiplies the scores, or the weights, of each key with its scale. A weight of 0 stays 0 whatever the scale holds.
@@ -210,8 +215,7 @@ template <class T> class ChannelsInLanes {
       T bias[channels_block];
       any |= mask_row(a_, sequence_, head_of(r + i), query_of(r + i), key, keys.first[streams<T, R>], bias);
       for (int stream = 0; stream < streams<T, R>; stream++)
-        for (int j = keys.first[stream], t = 0; j < keys.first[stream + 1]; j++, t++)
-          buffers_.bias[t * w + stream * R + i] = bias[j];
+        for (int t = 0; t < keys.size(stream); t++) buffers_.bias[t * w + stream * R + i] = bias[keys.key(stream, t)];
     }
     return any;
   }

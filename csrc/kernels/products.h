@@ -17,13 +17,20 @@ template <int w, int rows, int i> struct OfStream {
   static constexpr int at(int l) { return l / rows == i ? w + l : l; }
 };
 
-// n keys dealt to `count` streams of consecutive keys: in step t, stream i is at key first[i] + t, until first[i + 1].
+// n keys dealt to `count` streams: stream i has the keys from first[i] to first[i + 1], in as many steps. Few streams
+// take turns between the two halves of their keys, so that memory sees at least two more.
 template <int count> struct Streams {
+  static constexpr int halves = count <= 2 ? 2 : 1;
   int first[count + 1], steps;
 
   explicit Streams(int n) : steps((n + count - 1) / count) {
     for (int i = 0; i <= count; i++) first[i] = i * n / count;
   }
+  int size(int i) const { return first[i + 1] - first[i]; }
+  // Where a half of stream i begins; the first one ends where the second begins.
+  int half(int i, int h) const { return first[i] + h * ((size(i) + 1) / 2); }
+  // The key of stream i in step t < size(i); at most first[i + 1] in a step after that.
+  int key(int i, int t) const { return half(i, t % halves) + t / halves; }
   // A number for each key as a vector in the order of the lanes, [stream][row]; anything for a stream that has ended.
   template <class T> GQA_INLINE Vec<T> lanes(const float* table, int t) const {
     return lanes<T>(table, t, std::make_integer_sequence<int, count>{});
@@ -31,7 +38,7 @@ template <int count> struct Streams {
   template <class T, int... i>
   GQA_INLINE Vec<T> lanes(const float* table, int t, std::integer_sequence<int, i...>) const {
     Vec<T> x{};
-    ((x = shuffle<T, OfStream<width<T>, width<T> / count, i>>(x, splat(T(table[first[i] + t])))), ...);
+    ((x = shuffle<T, OfStream<width<T>, width<T> / count, i>>(x, splat(T(table[key(i, t)])))), ...);
     return x;
   }
 };
@@ -45,9 +52,8 @@ template <int count> class StreamRows {
  public:
   StreamRows(const Streams<count>& keys, const char* const* table, const char* zeros) {
     for (int i = 0; i < count; i++) {
-      const int n = keys.first[i + 1] - keys.first[i];
-      for (int t = 0; t < n; t++) rows_[t * count + i] = table[keys.first[i] + t];
-      for (int t = n; t < keys.steps + steps_ahead; t++) rows_[t * count + i] = zeros;
+      for (int t = 0; t < keys.size(i); t++) rows_[t * count + i] = table[keys.key(i, t)];
+      for (int t = keys.size(i); t < keys.steps + steps_ahead; t++) rows_[t * count + i] = zeros;
     }
   }
   // Those of step t.
