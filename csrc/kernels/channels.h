@@ -200,11 +200,12 @@ template <class T> class ChannelsInLanes {
 
   // Multiplies the scores, or the weights, of each key with its scale. A weight of 0 stays 0 whatever the scale holds.
   template <int R, bool weights> void multiply_scales(const float* scales, const Streams<streams<T, R>>& keys) const {
-    for (int t = 0; t < keys.steps; t++) {
-      T* s = buffers_.s + t * w;
-      const Vec<T> x = load(s), scaled = x * keys.template lanes<T>(scales, t);
-      store(s, weights ? (x == 0 ? x : scaled) : scaled);
-    }
+    keys.template each_step<T>(
+        scales, [&](int t, Vec<T> scale) __attribute__((always_inline)) {
+          T* s = buffers_.s + t * w;
+          const Vec<T> x = load(s), scaled = x * scale;
+          store(s, weights ? (x == 0 ? x : scaled) : scaled);
+        });
   }
 
   // The mask of the group and the streams' keys as a bias that lies as the scores do; false if it hides all of them.

@@ -31,14 +31,22 @@ template <int count> struct Streams {
   int half(int i, int h) const { return first[i] + h * ((size(i) + 1) / 2); }
   // The key of stream i in step t < size(i); at most first[i + 1] in a step after that.
   int key(int i, int t) const { return half(i, t % halves) + t / halves; }
-  // A number for each key as a vector in the order of the lanes, [stream][row]; anything for a stream that has ended.
-  template <class T> GQA_INLINE Vec<T> lanes(const float* table, int t) const {
-    return lanes<T>(table, t, std::make_integer_sequence<int, count>{});
+  // Calls f(t, x) for each step: x holds the streams' numbers in a table of one for each key, in the order of the
+  // lanes, [stream][row]; anything for a stream that has ended.
+  template <class T, class F> GQA_INLINE void each_step(const float* table, F f) const {
+    for (int h = 0; h < halves; h++) {
+      const float* from[count];
+      for (int i = 0; i < count; i++) from[i] = table + half(i, h);
+      for (int t = h, u = 0; t < steps; t += halves, u++)
+        f(t, lanes<T>(from, u, std::make_integer_sequence<int, count>{}));
+    }
   }
+
+ private:
   template <class T, int... i>
-  GQA_INLINE Vec<T> lanes(const float* table, int t, std::integer_sequence<int, i...>) const {
+  static GQA_INLINE Vec<T> lanes(const float* const (&from)[count], int u, std::integer_sequence<int, i...>) {
     Vec<T> x{};
-    ((x = shuffle<T, OfStream<width<T>, width<T> / count, i>>(x, splat(T(table[key(i, t)])))), ...);
+    ((x = shuffle<T, OfStream<width<T>, width<T> / count, i>>(x, splat(T(from[i][u])))), ...);
     return x;
   }
 };
