@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,20 @@ def int_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     return integers
 
 
-def check_output(out: Any, shape: tuple[int, ...], dtype: str, inputs: dict[str, Array]) -> Array:
-    """`out` itself; raise unless it can take a result of that shape and dtype without harm to the inputs."""
+def lengths_array(name: str, value: Any, shape: tuple[int, ...], keys: Any) -> Array:
+    """`value` as int64 of that shape, each from 0 to `keys`, one number or one for each; ValueError otherwise."""
+    lengths = int_array(name, value, shape)
+    for b in np.flatnonzero((lengths < 0) | (lengths > keys)):
+        most = np.broadcast_to(keys, lengths.shape).flat[b]
+        raise ValueError(f"{name}[{b}] is {lengths.flat[b]}, expected 0 to {most}, the number of keys")
+    return lengths
+
+
+def output_target(out: Any, shape: tuple[int, ...], dtype: str, inputs: Iterable[tuple[str, Array]]) -> Array | None:
+    """Where the extension may write a result for `out`: `out` itself, or None where it lies between bytes of an input.
+
+    Raises unless `out` can take a result of that shape and dtype without harm to the inputs, given by name.
+    """
     array = as_array("out", out)
     if dtype_name("out", array) != dtype:
         raise TypeError(f"out has dtype {array.dtype}, expected {dtype} as q")
@@ -59,10 +72,13 @@ def check_output(out: Any, shape: tuple[int, ...], dtype: str, inputs: dict[str,
         raise ValueError(f"out has shape {array.shape}, expected {shape}")
     if not array.flags.writeable:
         raise ValueError("out is read-only")
-    for name, x in inputs.items():
+    target: Array | None = array
+    for name, x in inputs:
         if shares_memory(array, x):
             raise ValueError(f"out overlaps {name} in memory")
-    return array
+        if np.may_share_memory(array, x):
+            target = None  # too fine for the extension to tell
+    return target
 
 
 def shares_memory(a: Array, b: Array) -> bool:

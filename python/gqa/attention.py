@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gqa import _core
-from gqa.arguments import Array, as_array, check_output, contiguous_channels, dtype_name, int_array
+from gqa.arguments import Array, as_array, contiguous_channels, dtype_name, int_array, lengths_array, output_target
 from gqa.dtypes import name_of, require_float
 from gqa.quantize import Quantized
 from gqa.shapes import (
@@ -141,9 +141,7 @@ def attention(
     target = out
     if out is not None:
         inputs = arrays | {f"the scale of {name}": x.scale for name, x in quantized.items()}
-        check_output(out, sizes.out, out_dtype, inputs)
-        if any(np.may_share_memory(out, x) for x in inputs.values()):
-            target = None  # interleaved with an input, byte by byte apart: too fine for the extension to tell
+        target = output_target(out, sizes.out, out_dtype, inputs.items())
     output, lse = _core.attention(
         _batched(q, sizes), _batched(k, sizes), _batched(v, sizes),
         _batched(past_key, sizes), _batched(past_value, sizes),
@@ -272,7 +270,5 @@ def _offsets(query_offset: Any, sizes: AttentionShapes) -> int | Array:
 
 def _lengths(kv_lengths: Any, sizes: AttentionShapes) -> Array:
     """The number of keys of each batch entry."""
-    lengths = np.atleast_1d(int_array("kv_lengths", kv_lengths, (sizes.batch,) if sizes.batched else ()))
-    for b in np.flatnonzero((lengths < 0) | (lengths > sizes.keys)):
-        raise ValueError(f"kv_lengths[{b}] is {lengths[b]}, expected 0 to {sizes.keys}, the number of keys")
-    return lengths
+    shape = (sizes.batch,) if sizes.batched else ()
+    return np.atleast_1d(lengths_array("kv_lengths", kv_lengths, shape, sizes.keys))

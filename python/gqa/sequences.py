@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gqa import _core
-from gqa.arguments import Array, as_array, check_output, contiguous_channels, dtype_name, int_array, shares_memory
+from gqa.arguments import Array, as_array, contiguous_channels, dtype_name, int_array, output_target
 from gqa.dtypes import require_float
 from gqa.quantize import Quantized
 from gqa.shapes import check_flag, check_float, check_int, check_shape, check_window
@@ -47,14 +47,12 @@ def attend_sequences(
         sinks = sinks.astype(np.float64)
     target = out
     if out is not None:
-        inputs = {"q": q} if mask is None else {"q": q, "mask": mask}
         shape = (*q.shape[:3], stores[0][1].shape[3])
-        check_output(out, shape[1:] if packed else shape, q.dtype.name, inputs)
         tensors = arrays(*(x for tensors in (given, *stores) for x in tensors if x is not None))
-        if any(shares_memory(out, x) for x in tensors):
-            raise ValueError("out overlaps keys or values in memory")
-        if any(np.may_share_memory(out, x) for x in (*inputs.values(), *tensors)):
-            target = None  # interleaved with an input: too fine for the core to tell
+        inputs = [("q", q), *(("keys or values", x) for x in tensors)]
+        if mask is not None:
+            inputs.append(("mask", mask))
+        target = output_target(out, shape[1:] if packed else shape, q.dtype.name, inputs)
     result = _core.attend_sequences(
         contiguous_channels(q), stores, sequences, runs, mask, mask_shape, check_flag("causal", causal),
         check_window(window), scale if scale is None else check_float("scale", scale),

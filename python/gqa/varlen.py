@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gqa.arguments import Array, as_array, dtype_name, int_array
+from gqa.arguments import Array, as_array, dtype_name, int_array, lengths_array
 from gqa.dtypes import require_float
 from gqa.quantize import Quantized
 from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Table, attend_sequences, check_tensors, contiguous
@@ -95,10 +95,7 @@ def varlen_attention(
         raise ValueError(f"cu_seqlens_k has shape {k_ends.shape}, expected {q_ends.shape} as cu_seqlens_q")
     queries, keys = np.diff(q_ends), np.diff(k_ends)
     if kv_lengths is not None:
-        used = int_array("kv_lengths", kv_lengths, (count,))
-        for n in np.flatnonzero((used < 0) | (used > keys)):
-            raise ValueError(f"kv_lengths[{n}] is {used[n]}, expected 0 to {keys[n]}, the keys of its sequence")
-        keys = used
+        keys = lengths_array("kv_lengths", kv_lengths, (count,), keys)
 
     sequences = np.zeros((count + 1, SEQUENCE_COLUMNS), np.int64)
     sequences[:, 1] = q_ends

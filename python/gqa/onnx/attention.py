@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gqa.arguments import Array, as_array, dtype_name, int_array
+from gqa.arguments import Array, as_array, dtype_name, lengths_array
 from gqa.attention import attention as attend
 from gqa.dtypes import compute_dtype
 from gqa.onnx.attention_shapes import AttentionAttributes, attention_shapes, output_shape
@@ -157,11 +157,7 @@ def _lengths(nonpad_kv_seqlen: Any, sizes: AttentionShapes) -> Array | None:
     """nonpad_kv_seqlen as int64 (B,), each from 0 to the number of keys."""
     if nonpad_kv_seqlen is None:
         return None
-    lengths = int_array("nonpad_kv_seqlen", nonpad_kv_seqlen, (sizes.batch,))
-    for b, length in enumerate(lengths.tolist()):
-        if not 0 <= length <= sizes.keys:
-            raise ValueError(f"nonpad_kv_seqlen[{b}] is {length}, expected 0 to {sizes.keys}")
-    return lengths
+    return lengths_array("nonpad_kv_seqlen", nonpad_kv_seqlen, (sizes.batch,), sizes.keys)
 
 
 def _mask_width(mask: Array | None, attributes: AttentionAttributes, sizes: AttentionShapes) -> int:
