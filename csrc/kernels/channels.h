@@ -85,7 +85,7 @@ template <class T> class ChannelsInLanes {
   int64_t head_of(int r) const { return task_.kv_head * group_ + (task_.row_begin + least(r, rows_ - 1)) % group_; }
 
   void load_queries() const {
-    const T scale = T(a_.scale * (a_.softcap > 0 ? 1.0 : 1.4426950408889634));
+    const T scale = query_scale<T>(a_);
     for (int64_t i = 0; i < buffers_.rows * buffers_.q_stride; i++) buffers_.q[i] = 0;
     with_float_type(a_.q_type, [&](auto s) {
       using S = decltype(s);

@@ -73,7 +73,7 @@ template <class T> class RowTileLoop {
 
  private:
   template <class S> void transpose_queries(RowTile<T>& tile) const {
-    const T scale = T(a_.scale * (a_.softcap > 0 ? 1.0 : 1.4426950408889634));
+    const T scale = query_scale<T>(a_);
     for (int r = 0; r < tile.rows; r += w) {
       const S* rows[w];
       for (int i = 0; i < w; i++) rows[i] = reinterpret_cast<const S*>(query_row(tile, r + i));

@@ -56,6 +56,11 @@ template <class T> GQA_INLINE End<T> end_of_row(const Attention& a, int64_t head
   return {1 / l, a.lse ? (m + log2_of(l)) * ln2<T> : T(0)};
 }
 
+// What q is multiplied with when it is loaded: logits are in base 2, once a soft cap between has done its part.
+template <class T> GQA_INLINE T query_scale(const Attention& a) {
+  return T(a.scale * (a.softcap > 0 ? 1.0 : log2e<double>));
+}
+
 template <class P> GQA_INLINE P at_row(P base, const Strides& s, const Sequence& q, int64_t head, int64_t query) {
   return base + q.batch * s.batch + head * s.head + (q.token + query) * s.token;
 }
