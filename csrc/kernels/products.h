@@ -53,7 +53,10 @@ template <int count> struct Streams {
 
 template <class T, int R> constexpr int streams = width<T> / R;  // so that a step's sums fill one vector
 constexpr int cache_line = 64;
-constexpr int steps_ahead = 2;  // rows further on that are prefetched
+constexpr int bytes_ahead = 512, most_rows_ahead = 8;  // what is prefetched; more of it makes decoding slower
+template <class S> GQA_INLINE int rows_ahead(int channels) {
+  return int(most(1, least(most_rows_ahead, bytes_ahead / most(1, channels * int(sizeof(S))))));
+}
 
 // The rows of K or V in the order in which the streams come to them; `zeros` for a stream that has ended.
 template <int count> class StreamRows {
@@ -61,17 +64,18 @@ template <int count> class StreamRows {
   StreamRows(const Streams<count>& keys, const char* const* table, const char* zeros) {
     for (int i = 0; i < count; i++) {
       for (int t = 0; t < keys.size(i); t++) rows_[t * count + i] = table[keys.key(i, t)];
-      for (int t = keys.size(i); t < keys.steps + steps_ahead; t++) rows_[t * count + i] = zeros;
+      for (int t = keys.size(i); t < keys.steps; t++) rows_[t * count + i] = zeros;
     }
+    for (int i = 0; i < most_rows_ahead; i++) rows_[keys.steps * count + i] = zeros;
   }
-  // Those of step t.
-  template <class S> GQA_INLINE void at(int t, const S* (&row)[count]) const {
+  // Those of step t, or as many from `ahead` rows further on.
+  template <class S> GQA_INLINE void at(int t, const S* (&row)[count], int ahead = 0) const {
 #pragma GCC unroll 16
-    for (int i = 0; i < count; i++) row[i] = reinterpret_cast<const S*>(rows_[t * count + i]);
+    for (int i = 0; i < count; i++) row[i] = reinterpret_cast<const S*>(rows_[t * count + ahead + i]);
   }
 
  private:
-  const char* rows_[channels_block + (1 + steps_ahead) * count];
+  const char* rows_[channels_block + count + most_rows_ahead];
 };
 
 // Walks the channels of a row: `ahead(c)` at the start of each whole cache line of S, `step(c, n)` for each vector, of
@@ -96,10 +100,11 @@ template <class T, class S, int R>
 void multiply_keys(const T* q, int64_t stride, int head_dim, const Streams<streams<T, R>>& keys,
                    const StreamRows<streams<T, R>>& k, T* s) {
   constexpr int w = width<T>, count = streams<T, R>;
+  const int ahead = rows_ahead<S>(head_dim);
   for (int t = 0; t < keys.steps; t++, s += w) {
     const S *row[count], *next[count];
     k.at(t, row);
-    k.at(t + steps_ahead, next);
+    k.at(t, next, ahead);
     Vec<T> sum[w] = {};
     each_line<T, S>(
         head_dim,
@@ -125,14 +130,15 @@ void multiply_keys(const T* q, int64_t stride, int head_dim, const Streams<strea
 
 // U steps of o += p . v at once.
 template <class T, class S, int R, int U>
-GQA_INLINE void add_steps(T* o, int64_t stride, int channels, const StreamRows<streams<T, R>>& v, const T* p, int t) {
+GQA_INLINE void add_steps(T* o, int64_t stride, int channels, const StreamRows<streams<T, R>>& v, const T* p, int t,
+                          int ahead) {
   constexpr int w = width<T>, count = streams<T, R>;
   const S *row[U][count], *next[U][count];
   Vec<T> weight[U][w];
 #pragma GCC unroll 2
   for (int u = 0; u < U; u++) {
     v.at(t + u, row[u]);
-    v.at(t + u + steps_ahead, next[u]);
+    v.at(t + u, next[u], ahead);
 #pragma GCC unroll 16
     for (int i = 0; i < w; i++) weight[u][i] = splat(p[(t + u) * w + i]);
   }
@@ -167,9 +173,10 @@ template <class T, class S, int R>
 void add_values(T* o, int64_t stride, int channels, const Streams<streams<T, R>>& keys,
                 const StreamRows<streams<T, R>>& v, const T* p) {
   constexpr int at_once = streams<T, R> <= 2 ? 2 : 1;  // fewer loads and stores of o, where it is stored most often
+  const int ahead = rows_ahead<S>(channels);
   int t = 0;
-  for (; t + at_once <= keys.steps; t += at_once) add_steps<T, S, R, at_once>(o, stride, channels, v, p, t);
-  for (; t < keys.steps; t++) add_steps<T, S, R, 1>(o, stride, channels, v, p, t);
+  for (; t + at_once <= keys.steps; t += at_once) add_steps<T, S, R, at_once>(o, stride, channels, v, p, t, ahead);
+  for (; t < keys.steps; t++) add_steps<T, S, R, 1>(o, stride, channels, v, p, t, ahead);
 }
 
 // The same, leaving out keys of weight 0, whose values may be NaN or infinite.
