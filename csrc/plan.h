@@ -22,8 +22,8 @@ constexpr int64_t rows_for_lanes = 24;
 
 constexpr bool rows_in_lanes(const Work& w) { return w.rows >= rows_for_lanes; }
 
-// Long caches are cut at fixed keys, a multiple of both loops' blocks (96 and 256), so that one sequence can feed many
-// threads; at most 64 times, so that the stored states stay small. Many rows feed the threads by themselves.
+// Long caches are cut at fixed keys, a multiple of the loops' blocks (96, 256 and 768), so that one sequence can feed
+// many threads; at most 64 times, so that the stored states stay small. Many rows feed the threads by themselves.
 constexpr int64_t split_unit = 768, most_splits = 64, most_rows_split = 64;
 
 constexpr int64_t split_keys(const Work& w) {

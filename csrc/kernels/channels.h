@@ -15,6 +15,7 @@ namespace {
 template <class T> class ChannelsInLanes {
  public:
   static constexpr int w = width<T>, max_group = w < 4 ? w : 4;
+  static constexpr int block_keys = sizeof(T) == 8 ? 256 : channels_block;  // less where keys are widened into scratch
 
   struct Buffers {
     Buffers(const TaskShape& shape, Scratch& scratch)
@@ -24,10 +25,10 @@ template <class T> class ChannelsInLanes {
           q(scratch.take<T>(rows * q_stride)),
           m(scratch.take<T>(rows * w)),
           l(scratch.take<T>(rows * w)),
-          s(scratch.take<T>(channels_block * max_group + w)),
-          bias(scratch.take<T>(channels_block * max_group + w)),
-          wide_k(scratch.take<double>(sizeof(T) == 8 ? channels_block * shape.head_dim : 0)),
-          wide_v(scratch.take<double>(sizeof(T) == 8 ? channels_block * shape.v_head_dim : 0)),
+          s(scratch.take<T>(block_keys * max_group + w)),
+          bias(scratch.take<T>(block_keys * max_group + w)),
+          wide_k(scratch.take<double>(sizeof(T) == 8 ? block_keys * shape.head_dim : 0)),
+          wide_v(scratch.take<double>(sizeof(T) == 8 ? block_keys * shape.v_head_dim : 0)),
           rounded(rows, sizeof(T) == 4 ? shape.head_dim : 0, scratch),
           zeros(scratch.take<char>(zeros_bytes)),
           block(scratch.take<KeyBlock>(1)),
@@ -64,7 +65,7 @@ template <class T> class ChannelsInLanes {
     for (int64_t i = 0; i < buffers_.rows * w; i++) buffers_.m[i] = -infinity<T>, buffers_.l[i] = 0;
     KeyWalk walk(a_, sequence_, task_.kv_head);
     while (begin < end) {
-      const int64_t next = walk.fill(block_, begin, least(end, (begin / channels_block + 1) * channels_block));
+      const int64_t next = walk.fill(block_, begin, least(end, (begin / block_keys + 1) * block_keys));
       prepare();
       for (int r = 0; r < rows_; r += group_at(r)) {
         if (rows_ - r > 2) add<max_group>(begin, r);
@@ -213,7 +214,7 @@ template <class T> class ChannelsInLanes {
     bool any = false;
     for (int i = 0; i < keys.steps * w; i++) buffers_.bias[i] = -infinity<T>;
     for (int i = 0; i < R; i++) {
-      T bias[channels_block];
+      T bias[block_keys];
       any |= mask_row(a_, sequence_, head_of(r + i), query_of(r + i), key, keys.first[streams<T, R>], bias);
       for (int stream = 0; stream < streams<T, R>; stream++)
         for (int t = 0; t < keys.size(stream); t++) buffers_.bias[t * w + stream * R + i] = bias[keys.key(stream, t)];

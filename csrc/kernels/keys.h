@@ -10,7 +10,7 @@ namespace GQA_ISA {
 namespace {
 
 constexpr int rows_block = 96;       // keys of a block when rows are in the lanes: a multiple of every tile height
-constexpr int channels_block = 256;  // keys of a block when channels are in the lanes
+constexpr int channels_block = 768;  // keys of a block when channels are in the lanes: as many as a split has
 
 GQA_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 GQA_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
