@@ -12,7 +12,7 @@ namespace gqa {
 namespace GQA_ISA {
 namespace {
 
-constexpr int64_t keys_for_integers = 512, most_channels_for_integers = 1024;  // so that sums fit into 32 bits
+constexpr int64_t keys_for_integers = 512, most_channels_for_integers = 512;  // so that sums fit into 32 bits
 constexpr float most_int16 = 32767;
 
 // The whole number nearest to each x, |x| <= 2^22.
@@ -90,10 +90,7 @@ void multiply_keys(const RoundedRows& rows, int first, int head_dim, const Strea
       }
       add(d, x);
     }
-    Vec<float> sums_of[w];
-#pragma GCC unroll 16
-    for (int i = 0; i < w; i++) sums_of[i] = to_floats(sum[i]);
-    store(s, sums<float>(sums_of) * unit);
+    store(s, to_floats(sums<int32_t>(sum)) * unit);
   }
 }
 
