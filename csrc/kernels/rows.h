@@ -13,7 +13,7 @@ template <class T> class RowsInLanes {
  public:
   static constexpr int lanes = tile_lanes<T>;
   static constexpr int resident_blocks = 2;  // all keys in so few blocks: each is packed once, and tiles are outermost
-  static constexpr int tiles_worth_packing = 4, bytes_worth_packing = 512;
+  static constexpr int tiles_worth_packing = 4, readable_bytes = 40 << 10;
   using Loop = RowTileLoop<T>;
 
   struct Buffers {
@@ -52,7 +52,7 @@ template <class T> class RowsInLanes {
     int64_t next = begin;
     int opened = 0;
     if (ceil_div(end, rows_block) - begin / rows_block <= resident_blocks)
-      while (next < end && opened < resident_blocks) next = open(walk, opened++, next, end, true);
+      while (next < end && opened < resident_blocks) next = open(walk, opened++, next, end);
     if (next >= end) {
       for (int64_t t = 0; t < tiles_; t++) {
         RowTile<T>& tile = start(t, 0);
@@ -63,7 +63,7 @@ template <class T> class RowsInLanes {
     }
     for (int64_t t = 0; t < tiles_; t++) start(t, t);
     while (begin < end) {
-      begin = open(walk, 0, begin, end, false);
+      begin = open(walk, 0, begin, end);
       for (int64_t t = 0; t < tiles_; t++) loop_.add(buffers_.tiles[t], buffers_.blocks[0]);
     }
     for (int64_t t = 0; t < tiles_; t++) finish(buffers_.tiles[t], done);
@@ -89,25 +89,26 @@ template <class T> class RowsInLanes {
   }
 
   // The block of keys from `begin` on, packed where that pays; returns where it ends.
-  int64_t open(KeyWalk& walk, int index, int64_t begin, int64_t end, bool resident) const {
+  int64_t open(KeyWalk& walk, int index, int64_t begin, int64_t end) const {
     PanelBlock<T>& block = buffers_.blocks[index];
     const int64_t stop = walk.fill(block.keys, begin, least(end, (begin / rows_block + 1) * rows_block));
     block.begin = begin;
     block.k = buffers_.k + index * key_panels_size<T>(a_.head_dim);
     block.v = buffers_.v + index * value_panels_size<T>(a_.v_head_dim);
-    block.k_packed = block.keys.k_type != type_of<T> || worth_packing(a_.head_dim, resident);
-    block.v_packed = block.keys.v_type != type_of<T> || worth_packing(a_.v_head_dim, resident);
+    block.k_packed = block.keys.k_type != type_of<T> || worth_packing(block.keys.k, block.keys.count);
+    block.v_packed = block.keys.v_type != type_of<T> || worth_packing(block.keys.v, block.keys.count);
     if (block.k_packed) pack_keys(block.keys, int(a_.head_dim), block.k);
     if (block.v_packed) block.finite = pack_values(block.keys, int(a_.v_head_dim), block.v);
     block.finite_known = block.v_packed;
     return stop;
   }
 
-  // Tiles of 6 keys read short rows in place as fast as panels, and long ones too while they stay in the cache; tiles
-  // of 12 would need more addresses than there are registers.
-  bool worth_packing(int64_t channels, bool resident) const {
+  // Tiles of 6 keys read rows in place as fast as panels where the rows of a block lie close together, so that they
+  // stay in L1; tiles of 12 would need more addresses than there are registers.
+  bool worth_packing(const char* const* rows, int count) const {
     if (tiles_ < tiles_worth_packing) return false;
-    return tile_height > 6 || (!resident && channels * int64_t(sizeof(T)) >= bytes_worth_packing);
+    const int64_t bytes = rows[count - 1] - rows[0];
+    return tile_height > 6 || bytes < 0 || bytes > readable_bytes;
   }
 
   const Attention& a_;
