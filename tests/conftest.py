@@ -9,7 +9,7 @@ import pytest
 from gqa import _core
 
 # (queries, keys) that between them run every loop, with groups of two heads: channels in the lanes over one block, over
-# several and over several splits; rows in the lanes over one block, over several, and in several tiles.
+# several (of float64) and over several splits; rows in the lanes over one block, over several, and in several tiles.
 SIZES = {
     "decode": (1, 40), "few": (3, 300), "split": (2, 1700), "rows": (12, 50), "blocks": (15, 290), "tiles": (40, 200),
 }  # fmt: skip

@@ -33,6 +33,17 @@ def test_unit_normal_data(isa, rng, dtype, most):
             check(most, tensors(rng, *sizes, dtype))
 
 
+@MOST
+def test_a_cache_so_long_that_its_splits_have_several_blocks(isa, rng, dtype, most):
+    """Keys grow towards the end, so that every block raises the maximum of those before it."""
+    for queries in (1, 5):
+        q, k, v = tensors(rng, queries, 60_000, 8, dtype)
+        k *= np.linspace(0.1, 2, 60_000, dtype=dtype)[:, None]
+        for options in ({}, {"causal": True}, {"window": (50_000, 0)}):
+            with naming(queries, options):
+                check(most, (q, k, v), **options)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_rounds_once(isa, rng, dtype):
     """Within 1 ulp almost everywhere, 2 at most but where the values cancel to less than float32 resolves of them."""

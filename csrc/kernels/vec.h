@@ -187,6 +187,13 @@ template <> GQA_INLINE void store_as<f16, float>(f16* p, Vec<float> v) {
 #elif defined(__aarch64__)
 template <> GQA_INLINE Vec<float> load_as<float, f16>(const f16* p) { return vcvt_f32_f16(read<float16x4_t>(p)); }
 template <> GQA_INLINE void store_as<f16, float>(f16* p, Vec<float> v) { write(p, vcvt_f16_f32(v)); }
+#else
+template <> GQA_INLINE Vec<float> load_as<float, f16>(const f16* p) {
+  typedef uint16_t Half __attribute__((vector_size(vector_bytes / 2)));
+  const Vec<int32_t> x = __builtin_convertvector(read<Half>(p), Vec<int32_t>), magnitude = (x & 0x7fff) << 13;
+  const Vec<int32_t> finite = bits<Vec<int32_t>>(bits<Vec<float>>(magnitude) * 0x1p112f);  // as in to_float
+  return bits<Vec<float>>((magnitude >= 0x7c00 << 13 ? magnitude | 0x7f800000 : finite) | (x & 0x8000) << 16);
+}
 #endif
 
 // ---- arithmetic -----------------------------------------------------------------------------------------------
