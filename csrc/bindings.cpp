@@ -173,6 +173,18 @@ py::object rotary(py::handle x_object, py::handle cos_object, py::handle sin_obj
   return std::move(out);
 }
 
+// The numbers of those of `others`, arrays or None, whose memory may be that of x: their spans overlap.
+std::vector<size_t> near(const py::array& x, const py::tuple& others) {
+  std::vector<size_t> found;
+  for (size_t i = 0; i < others.size(); i++) {
+    const py::handle other = PyTuple_GET_ITEM(others.ptr(), py::ssize_t(i));
+    if (other.is_none()) continue;
+    if (!py::isinstance<py::array>(other)) throw py::type_error("others must be NumPy arrays or None");
+    if (spans_overlap(x, py::reinterpret_borrow<py::array>(other))) found.push_back(i);
+  }
+  return found;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
@@ -180,6 +192,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("attention", &attention);
   m.def("attend_sequences", &attend_sequences);
   m.def("rotary", &rotary);
+  m.def("near", &near, py::arg("x").noconvert(), py::arg("others"));
   m.def("available_isas", &available_isas);
   m.def("isa", [] { return std::string(active_kernels().name); });
   m.def("use_isa", &use_isa);

@@ -230,6 +230,17 @@ for shape in ((1, 1, 2**60, 1), (1, 2**60, 1, 1), (2**60, 1, 1, 1)):
     assert done.split() == ["refused"] * 3
 
 
+def test_spans_that_overlap():
+    x = zeros(4, 6)
+    inside, reversed_rows, columns = x[1:2], x[::-1], x[:, 4:]
+    assert _core.near(x, (None, zeros(4, 6), inside, reversed_rows, columns)) == [2, 3, 4]
+    assert _core.near(x[:2], (x[2:], x[1:3], x[:2, :0])) == [1]
+    assert _core.near(x, ()) == []
+    for one, others in ((x, (1,)), (x, [x]), ([1.0], (x,)), (None, (x,))):
+        with pytest.raises(TypeError):
+            _core.near(one, others)
+
+
 @needs_linux
 def test_memory_that_cannot_be_had():
     """A workspace of many large rows: MemoryError or a result, never a crash."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gqa import _core
 from gqa.arguments import Array, as_array, dtype_name, shares_memory
 from gqa.onnx.group_query_attributes import INPUTS, GroupQueryAttributes
 from gqa.onnx.group_query_shapes import GroupQueryShapes
@@ -47,11 +48,10 @@ def check_presents(
             _check_type(name, buffer, shape, attributes.cache_type(inputs[0].dtype.name), sizes.sliding)
         if not buffer.flags.writeable:
             raise ValueError(f"{name} is read-only")
-        for other, x in zip(NAMES, (*inputs, present_key)):
-            if x is None or (x.base is None and buffer.base is None and x is not buffer):
-                continue  # two arrays that are no views share no memory
-            if other not in (name, past if in_place else "") and shares_memory(buffer, x):
-                raise ValueError(f"{name} overlaps {other} in memory")
+        others = (*inputs, present_key)
+        for j in _core.near(buffer, others):
+            if NAMES[j] not in (name, past if in_place else "") and shares_memory(buffer, others[j]):
+                raise ValueError(f"{name} overlaps {NAMES[j]} in memory")
 
 
 def write_present(buffer: Array, past: Array | None, new: Array, found: list[Place]) -> None:
