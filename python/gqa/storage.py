@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gqa import _core
 from gqa.arguments import as_array, contiguous_channels, shares_memory
 from gqa.dtypes import FLOATS, dtype_named, name_of
 from gqa.quantize import Quantized, quantize_tensor
@@ -40,11 +41,10 @@ def zeros(shape: Shape, dtype: str) -> Tensor:
 
 def as_stored(k: Tensor, v: Tensor, store: Store) -> Store:
     """k and v as the store holds them: themselves if they are of its dtype and their last axes contiguous."""
-    written = arrays(*store)
+    written = tuple(arrays(*store))
     for x in arrays(k, v):
-        for y in written:
-            if shares_memory(x, y):
-                raise ValueError("k or v shares memory with the cache; give it a copy")
+        if any(shares_memory(x, written[i]) for i in _core.near(x, written)):
+            raise ValueError("k or v shares memory with the cache; give it a copy")
     return _converted("k", k, store[0]), _converted("v", v, store[1])
 
 
