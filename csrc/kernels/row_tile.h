@@ -129,7 +129,7 @@ template <class T> class RowTileLoop {
             tile, [=](int k, int i) { return panel[k * panel_width<T> + i]; }, s_ + (key - from) * lanes, top);
       }
     } else {
-      constexpr int height = 6;
+      constexpr int height = rows_in_place;
       for (int key = from; key < to; key += height) {
         const T* rows[height];
         for (int i = 0; i < height; i++)

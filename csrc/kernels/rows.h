@@ -103,12 +103,12 @@ template <class T> class RowsInLanes {
     return stop;
   }
 
-  // Tiles of 6 keys read rows in place as fast as panels where the rows of a block lie close together, so that they
-  // stay in L1; tiles of 12 would need more addresses than there are registers.
+  // Tiles that are as high in place as in panels are as fast there where the rows of a block lie close together, so
+  // that they stay in L1.
   bool worth_packing(const char* const* rows, int count) const {
     if (tiles_ < tiles_worth_packing) return false;
     const int64_t bytes = rows[count - 1] - rows[0];
-    return tile_height > 6 || bytes < 0 || bytes > readable_bytes;
+    return tile_height > rows_in_place || bytes < 0 || bytes > readable_bytes;
   }
 
   const Attention& a_;

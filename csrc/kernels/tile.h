@@ -9,6 +9,7 @@ namespace GQA_ISA {
 namespace {
 
 constexpr int tile_height = registers == 32 ? 12 : 6;  // scalars i of a full tile
+constexpr int rows_in_place = 6;                       // as many where each scalar has an address of its own
 constexpr int tile_vectors = 2;
 template <class T> constexpr int tile_lanes = tile_vectors* width<T>;  // rows of Q; also the row stride of b
 

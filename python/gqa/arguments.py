@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gqa import _core
+
 Array = npt.NDArray[Any]
 
 
@@ -72,19 +74,18 @@ def output_target(out: Any, shape: tuple[int, ...], dtype: str, inputs: Iterable
         raise ValueError(f"out has shape {array.shape}, expected {shape}")
     if not array.flags.writeable:
         raise ValueError("out is read-only")
-    target: Array | None = array
-    for name, x in inputs:
-        if shares_memory(array, x):
-            raise ValueError(f"out overlaps {name} in memory")
-        if np.may_share_memory(array, x):
-            target = None  # too fine for the extension to tell
-    return target
+    names, arrays = zip(*inputs)
+    for i in sharing_memory(array, arrays):
+        raise ValueError(f"out overlaps {names[i]} in memory")
+    return None if _core.near(array, arrays) else array  # too fine for the extension to tell
 
 
-def shares_memory(a: Array, b: Array) -> bool:
-    """Whether two arrays have a byte in common; True as well where that is too hard to tell."""
-    if not np.may_share_memory(a, b):
-        return False
+def sharing_memory(x: Array, others: tuple[Array | None, ...]) -> list[int]:
+    """The numbers of those of `others` that share a byte with x, or may do so where that is too hard to tell."""
+    return [i for i in _core.near(x, others) if _share_memory(x, others[i])]
+
+
+def _share_memory(a: Array, b: Array | None) -> bool:
     try:
         return bool(np.shares_memory(a, b, max_work=100_000))  # type: ignore[arg-type]  # the stub knows two values
     except np.exceptions.TooHardError:

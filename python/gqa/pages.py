@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gqa.arguments import as_array, contiguous_channels, dtype_name, shares_memory
+from gqa.arguments import as_array, contiguous_channels, dtype_name, sharing_memory
 from gqa.quantize import Quantized
 from gqa.sequences import Store, Tensor, arrays, spans
 from gqa.shapes import Shape, check_shape
@@ -49,7 +49,7 @@ class PagePool:
             raise TypeError(f"storage is a {type(storage).__name__}, expected two arrays: (keys, values)")
         self.page_size = page_size
         for x, y in zip(arrays(self.keys), arrays(self.values)):
-            if shares_memory(x, y):
+            if sharing_memory(x, (y,)):
                 raise ValueError("storage has keys and values that overlap in memory")
         self.store: Store = (_tokens_first(self.keys), _tokens_first(self.values))
         self.free = list(range(num_pages))[::-1]

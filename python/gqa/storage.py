@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gqa import _core
-from gqa.arguments import as_array, contiguous_channels, shares_memory
+from gqa.arguments import as_array, contiguous_channels, sharing_memory
 from gqa.dtypes import FLOATS, dtype_named, name_of
 from gqa.quantize import Quantized, quantize_tensor
 from gqa.sequences import Store, Tensor, arrays, contiguous
@@ -43,7 +42,7 @@ def as_stored(k: Tensor, v: Tensor, store: Store) -> Store:
     """k and v as the store holds them: themselves if they are of its dtype and their last axes contiguous."""
     written = tuple(arrays(*store))
     for x in arrays(k, v):
-        if any(shares_memory(x, written[i]) for i in _core.near(x, written)):
+        if sharing_memory(x, written):
             raise ValueError("k or v shares memory with the cache; give it a copy")
     return _converted("k", k, store[0]), _converted("v", v, store[1])
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gqa import _core
-from gqa.arguments import Array, as_array, dtype_name, shares_memory
+from gqa.arguments import Array, as_array, dtype_name, sharing_memory
 from gqa.onnx.group_query_attributes import INPUTS, GroupQueryAttributes
 from gqa.onnx.group_query_shapes import GroupQueryShapes
 from gqa.onnx.timeline import Place
@@ -35,11 +34,11 @@ def check_presents(
         given, missing = ("present_value", "present_key") if present_key is None else ("present_key", "present_value")
         raise ValueError(f"{given} is given without {missing}")
     shape = sizes.present(total)
-    for name, buffer, past, i in (
-        ("present_key", present_key, "past_key", 3),
-        ("present_value", present_value, "past_value", 4),
+    for name, buffer, past, other in (
+        ("present_key", present_key, INPUTS.index("past_key"), None),
+        ("present_value", present_value, INPUTS.index("past_value"), present_key),
     ):
-        in_place = is_same_memory(as_array(name, buffer), inputs[i])
+        in_place = is_same_memory(as_array(name, buffer), inputs[past])
         if sizes.shared:
             if not in_place:
                 raise ValueError(f"{name} is not the past itself, which stays as it is without new keys and values")
@@ -48,10 +47,11 @@ def check_presents(
             _check_type(name, buffer, shape, attributes.cache_type(inputs[0].dtype.name), sizes.sliding)
         if not buffer.flags.writeable:
             raise ValueError(f"{name} is read-only")
-        others = (*inputs, present_key)
-        for j in _core.near(buffer, others):
-            if NAMES[j] not in (name, past if in_place else "") and shares_memory(buffer, others[j]):
-                raise ValueError(f"{name} overlaps {NAMES[j]} in memory")
+        others = [*inputs, other]
+        if in_place:
+            others[past] = None
+        for j in sharing_memory(buffer, tuple(others)):
+            raise ValueError(f"{name} overlaps {NAMES[j]} in memory")
 
 
 def write_present(buffer: Array, past: Array | None, new: Array, found: list[Place]) -> None:
