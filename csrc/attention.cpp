@@ -45,10 +45,6 @@ thread_local Arena arena;
 
 constexpr size_t aligned(size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
 
-constexpr size_t element_bytes(DType type) {
-  return type == DType::f64 ? 8 : type == DType::f32 ? 4 : type == DType::f16 || type == DType::bf16 ? 2 : 1;
-}
-
 // How one sequence is cut. A unit is a block of rows of one KV head; units are counted from the last block of rows,
 // which under a causal mask has the most keys, and those of all sequences one after another.
 struct Cut {
@@ -63,9 +59,7 @@ struct Cut {
 class Driver {
  public:
   explicit Driver(const Attention& a)
-      : a_(a),
-        kernels_(a.in_double ? active_kernels().in_double : active_kernels().single),
-        threads_(forked() ? 1 : a.threads) {
+      : a_(a), kernels_(active_kernels()[a.arithmetic]), threads_(forked() ? 1 : a.threads) {
     cut_sequences();
     deal_out();
   }
@@ -98,8 +92,9 @@ class Driver {
       if (sequence.queries == 0) continue;
       Cut cut{};
       cut.sequence = &sequence;
-      cut.work = {group * sequence.queries, sequence.keys,     a_.head_dim, a_.v_head_dim,
-                  a_.in_double ? 8 : 4,     kernels_.tile_rows};
+      cut.work = {
+          group * sequence.queries, sequence.keys, a_.head_dim, a_.v_head_dim, a_.arithmetic == Arithmetic::f64 ? 8 : 4,
+          kernels_.tile_rows};
       cut.split_keys = split_keys(cut.work);
       cut.splits = std::max<int64_t>(1, ceil_div(sequence.keys, cut.split_keys));
       cut.cost = cost(cut);
@@ -185,7 +180,7 @@ class Driver {
 
   // Rows without a query of their own.
   void clear_padding() const {
-    const size_t bytes = element_bytes(a_.q_type);
+    const size_t bytes = size_t(bytes_of(a_.out_type));
     for (int64_t s = 0; s < a_.sequence_count; s++) {
       const Sequence& q = a_.sequences[s];
       for (int64_t i = q.queries; i < q.queries + q.padding; i++)
@@ -198,7 +193,7 @@ class Driver {
               a_.lse + q.batch * a_.lse_strides.batch + h * a_.lse_strides.head + (q.token + i) * a_.lse_strides.token;
           const double minus_infinity = -std::numeric_limits<double>::infinity();
           const float minus_infinity_f32 = -std::numeric_limits<float>::infinity();
-          if (a_.in_double) std::memcpy(lse, &minus_infinity, sizeof minus_infinity);
+          if (a_.arithmetic == Arithmetic::f64) std::memcpy(lse, &minus_infinity, sizeof minus_infinity);
           else std::memcpy(lse, &minus_infinity_f32, sizeof minus_infinity_f32);
         }
     }
@@ -222,7 +217,7 @@ void attend(const Attention& attention) { Driver(attention).run(); }
 
 void rotate(const Rotary& rotary) {
   const Kernels& kernels = active_kernels();
-  (rotary.type == DType::f64 ? kernels.in_double : kernels.single).rotate(rotary);
+  kernels[rotary.type == DType::f64 ? Arithmetic::f64 : Arithmetic::f32].rotate(rotary);
 }
 
 }  // namespace gqa

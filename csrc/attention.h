@@ -11,6 +11,15 @@ namespace gqa {
 
 enum class DType : uint8_t { f32, f64, f16, bf16, i8, boolean, none };
 
+constexpr int64_t bytes_of(DType type) {
+  return type == DType::f64 ? 8 : type == DType::f32 ? 4 : type == DType::f16 || type == DType::bf16 ? 2 : 1;
+}
+
+// What scores, weights and sums are computed in: a new kind of arithmetic is one more name here, and one more entry in
+// the kernels' table (kernels/kernel.h).
+enum class Arithmetic : uint8_t { f32, f64 };
+constexpr int arithmetics = 2;
+
 struct Strides {
   int64_t batch, head, token;
 };
@@ -30,11 +39,16 @@ struct Run {
 };
 
 // One batch entry or packed sequence: its query tokens attend the keys that its runs list in order.
+//
+// Keys are counted from the first one listed, whose absolute number is `origin`: what a sequence gives depends on the
+// absolute numbers, by which keys are cut and merged (plan.h), never on how many of them are listed. A ring lists its
+// window alone, a shard its own tokens.
 struct Sequence {
   int64_t batch, token;  // where its queries start on the first and the token axis of q, out and lse
   int64_t queries;       // number of queries; `padding` more rows follow and are set to 0 (lse -inf)
   int64_t padding;
-  int64_t offset;                // position of its first query, counted in keys
+  int64_t origin;                // absolute number of key 0
+  int64_t offset;                // position of its first query, counted from key 0
   int64_t keys;                  // number of keys that may be read
   int64_t mask_batch, mask_key;  // index on the mask's batch axis; mask column of key 0
   const Run* runs;
@@ -47,7 +61,8 @@ struct Attention {
   Strides q_strides;
   DType q_type;
 
-  char* out;  // of q's type
+  char* out;
+  DType out_type;  // q's, or f32 for what half precision would round
   Strides out_strides;
   int64_t out_channel_stride;
   char* lse;  // natural log, in the compute type; may be null
@@ -67,7 +82,7 @@ struct Attention {
   const double* sinks;    // one logit per query head; may be null
   double scale, softcap;  // softcap 0: none
   int64_t left, right;    // `unbounded` for no bound; causal is right = 0
-  bool in_double;         // compute in f64 instead of f32
+  Arithmetic arithmetic;
   int threads;
 };
 

@@ -28,7 +28,8 @@ Call::Call(py::handle q, Layout layout) : layout_(layout), q_(as_array(q, "q", 4
   a_.q_strides = strides_of(q_, layout);
   a_.query_heads = q_.shape(layout.head);
   a_.head_dim = q_.shape(3);
-  a_.in_double = a_.q_type == DType::f64;
+  a_.arithmetic = a_.q_type == DType::f64 ? Arithmetic::f64 : Arithmetic::f32;
+  a_.out_type = a_.q_type;
   a_.left = a_.right = unbounded;
   if (a_.head_dim > most_channels) mismatch("q", q_, "a head_dim of at most " + to_string(most_channels));
 }
@@ -77,7 +78,7 @@ int64_t Call::add_store(py::handle k_object, py::handle v_object) {
     mismatch("k", k.array, to_string(a_.kv_heads) + " heads of " + to_string(a_.head_dim) + " channels");
   if (!std::equal(k.array.shape(), k.array.shape() + 3, v.array.shape()) || v.array.shape(3) != a_.v_head_dim)
     mismatch("v", v.array, "the batch, heads and tokens of k and " + to_string(a_.v_head_dim) + " channels");
-  a_.in_double |= k.type == DType::f64 || v.type == DType::f64;
+  if (k.type == DType::f64 || v.type == DType::f64) a_.arithmetic = Arithmetic::f64;
   stores_.push_back(
       {k.data, v.data, k.scale, v.scale, k.strides, v.strides, k.scale_strides, v.scale_strides, k.type, v.type});
   store_shapes_.push_back({k.array.shape(0), tokens});
@@ -209,7 +210,7 @@ py::object Call::run(py::handle out_object, py::handle return_lse, py::handle nu
   py::array lse;
   if (want_lse) {
     shape.pop_back();
-    lse = py::array(a_.in_double ? py::dtype::of<double>() : py::dtype::of<float>(), shape);
+    lse = py::array(a_.arithmetic == Arithmetic::f64 ? py::dtype::of<double>() : py::dtype::of<float>(), shape);
     a_.lse = static_cast<char*>(lse.mutable_data());
     a_.lse_strides = strides_of(lse, layout_);
   }

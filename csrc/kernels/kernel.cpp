@@ -80,7 +80,7 @@ constexpr KernelsOf kernels_of = {tile_lanes<T>, workspace_bytes<T>, partial_byt
 #define GQA_TEXT(name) #name
 #define GQA_NAME(name) GQA_TEXT(name)
 extern const Kernels kernels;
-constexpr Kernels kernels = {GQA_NAME(GQA_ISA), kernels_of<float>, kernels_of<double>};
+constexpr Kernels kernels = {GQA_NAME(GQA_ISA), {kernels_of<float>, kernels_of<double>}};
 
 }  // namespace GQA_ISA
 }  // namespace gqa

@@ -23,7 +23,7 @@ struct TaskShape {
   bool rows_in_lanes;
 };
 
-// One compute type.
+// One arithmetic.
 struct KernelsOf {
   int64_t tile_rows;  // rows of a register tile: tasks with rows in lanes start at its multiples
   size_t (*workspace_bytes)(const TaskShape&);
@@ -37,7 +37,9 @@ struct KernelsOf {
 
 struct Kernels {
   const char* name;
-  KernelsOf single, in_double;
+  KernelsOf of[arithmetics];
+
+  const KernelsOf& operator[](Arithmetic arithmetic) const { return of[int(arithmetic)]; }
 };
 
 }  // namespace gqa

@@ -11,7 +11,7 @@ namespace GQA_ISA {
 namespace {
 
 // Scalars from one step of a panel to the next: a full tile's, and padding up to whole vectors.
-template <class T> constexpr int panel_width = (tile_height + width<T> - 1) / width<T>* width<T>;
+template <class T> constexpr int panel_width = (tile_height + width<T> - 1) / width<T> * width<T>;
 
 template <class T> constexpr int64_t key_panels_size(int64_t head_dim) {
   return (rows_block + tile_height - 1) / tile_height * head_dim * panel_width<T>;

@@ -134,8 +134,7 @@ template <class T> class RowTileLoop {
         const T* rows[height];
         for (int i = 0; i < height; i++)
           rows[i] = reinterpret_cast<const T*>(block.keys.k[least(key + i, block.keys.count - 1)]);
-        keys_tile<height>(
-            tile, [&](int k, int i) { return read<T>(rows[i] + k); }, s_ + (key - from) * lanes, top);
+        keys_tile<height>(tile, [&](int k, int i) { return read<T>(rows[i] + k); }, s_ + (key - from) * lanes, top);
       }
     }
   }
@@ -156,8 +155,7 @@ template <class T> class RowTileLoop {
     cover(v_head_dim_, [&](auto height, int c) {
       constexpr int M = height.value;
       if (block.v_packed) {
-        values_tile<M, N, select>(
-            tile, [=](int k, int i) { return panel[k * panel_width<T> + i]; }, c, n, alpha);
+        values_tile<M, N, select>(tile, [=](int k, int i) { return panel[k * panel_width<T> + i]; }, c, n, alpha);
         panel += rows_block * panel_width<T>;
       } else {
         const char* const* rows = block.keys.v + from;

@@ -45,7 +45,9 @@ template <class T> struct States {
 };
 
 // What becomes of a row: its o times `scale` is the output.
-template <class T> struct End { T scale, lse; };
+template <class T> struct End {
+  T scale, lse;
+};
 template <class T> GQA_INLINE End<T> end_of_row(const Attention& a, int64_t head, T m, T l) {
   if (a.sinks && a.sinks[head] != -infinity<double>) {
     const T sink = T(a.sinks[head]) * log2e<T>, top = m > sink ? m : sink;
@@ -91,7 +93,7 @@ void write_output(const Attention& a, const Task& task, int64_t first, int64_t r
     char* to = at_row(a.out, a.out_strides, *task.sequence, head, query);
     const T* o = states.o + i * states.stride;
     if (a.lse) write(at_row(a.lse, a.lse_strides, *task.sequence, head, query), end.lse);
-    with_float_type(a.q_type,
+    with_float_type(a.out_type,
                     [&](auto s) { write_row<decltype(s)>(to, a.out_channel_stride, o, end.scale, a.v_head_dim); });
   }
 }

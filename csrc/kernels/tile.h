@@ -11,9 +11,11 @@ namespace {
 constexpr int tile_height = registers == 32 ? 12 : 6;  // scalars i of a full tile
 constexpr int rows_in_place = 6;                       // as many where each scalar has an address of its own
 constexpr int tile_vectors = 2;
-template <class T> constexpr int tile_lanes = tile_vectors* width<T>;  // rows of Q; also the row stride of b
+template <class T> constexpr int tile_lanes = tile_vectors * width<T>;  // rows of Q; also the row stride of b
 
-template <class T, int M, int N> struct Tile { Vec<T> at[M][N]; };
+template <class T, int M, int N> struct Tile {
+  Vec<T> at[M][N];
+};
 
 // GCC keeps the tile in registers only where every loop over it is unrolled by pragma.
 template <int M, int N, class F> GQA_INLINE void each(F f) {
@@ -48,7 +50,9 @@ GQA_INLINE void multiply_selecting(Tile<T, M, N>& tile, A a, const T* b, int dep
 }
 
 // Calls f(integral_constant M, first) for consecutive tiles of M scalars that cover n: full ones, then 4s, then 1s.
-template <int M> struct Height { static constexpr int value = M; };
+template <int M> struct Height {
+  static constexpr int value = M;
+};
 template <class F> GQA_INLINE void cover(int n, F f) {
   int i = 0, full = n / tile_height;
   if (n - full * tile_height == 2 && tile_height % 4 == 2 && full > 0) full--;  // 4 + 4 rather than 6 + 1 + 1

@@ -35,12 +35,18 @@ constexpr int vector_bytes = 16, registers = 16;
 
 template <class T> constexpr int width = vector_bytes / int(sizeof(T));  // lanes of one vector
 
-template <class T> struct VecOf { typedef T type __attribute__((vector_size(vector_bytes))); };
+template <class T> struct VecOf {
+  typedef T type __attribute__((vector_size(vector_bytes)));
+};
 template <class T> using Vec = typename VecOf<T>::type;
 
 template <int bytes> struct IntOf;
-template <> struct IntOf<4> { using type = int32_t; };
-template <> struct IntOf<8> { using type = int64_t; };
+template <> struct IntOf<4> {
+  using type = int32_t;
+};
+template <> struct IntOf<8> {
+  using type = int64_t;
+};
 template <class T> using Int = typename IntOf<sizeof(T)>::type;  // the integer as wide as T
 
 struct f16 {
