@@ -215,9 +215,4 @@ class Driver {
 
 void attend(const Attention& attention) { Driver(attention).run(); }
 
-void rotate(const Rotary& rotary) {
-  const Kernels& kernels = active_kernels();
-  kernels[rotary.type == DType::f64 ? Arithmetic::f64 : Arithmetic::f32].rotate(rotary);
-}
-
 }  // namespace gqa

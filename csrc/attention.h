@@ -1,4 +1,4 @@
-// attention.h: the C++ API. `Attention` and `Rotary` describe one call over plain memory; `attend` and `rotate` do it.
+// attention.h: the C++ API. `Attention` describes one call over plain memory; `attend` does it.
 //
 // Nothing here owns memory, and every struct is plain data: the kernels below the watershed read the same structs.
 // All strides are in bytes. Shapes: B batch, Hq/Hkv query/KV heads, S queries, T keys, D/Dv head_dim of q,k/v.
@@ -87,20 +87,6 @@ struct Attention {
 };
 
 constexpr int64_t unbounded = int64_t(1) << 62;
-
-// Rotates the first rotary_dim channels of each row of x by the angles of its token, and copies the others.
-struct Rotary {
-  const char* x;
-  char* out;
-  Strides x_strides, out_strides;
-  DType type;                  // of x and out; channels are contiguous
-  const void *cos, *sin;       // [batch][tokens][rotary_dim / 2], double for f64 and float for the other types
-  int64_t table_batch_stride;  // in elements; 0 where all batch entries share the tables
-  int64_t batch, heads, tokens, head_dim, rotary_dim;
-  bool interleaved;  // pairs (2c, 2c + 1) rather than (c, c + rotary_dim / 2)
-};
-
-void rotate(const Rotary& rotary);
 
 // Throws std::bad_alloc before anything is written when the scratch memory cannot be had.
 void attend(const Attention& attention);

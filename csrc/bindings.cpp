@@ -5,6 +5,7 @@
 
 #include "call.h"
 #include "dispatch.h"
+#include "rotary.h"
 #include "threads.h"
 
 namespace gqa {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../attention.h"
+#include "../rotary.h"
 
 namespace gqa {
 
