@@ -9,7 +9,7 @@ import pytest
 import gqa.onnx
 import test_onnx_attention_refused as attention
 import test_onnx_group_query_refused as group_query
-from gqa.onnx.group_query_attributes import INPUTS
+from gqa.onnx.group_query.attributes import INPUTS
 from group_query import STEPS, Call
 
 # What messages say where no shape, dtype or attribute is at fault.

@@ -9,7 +9,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 import gqa.onnx  # noqa: E402
-from gqa.onnx.group_query_shapes import INPUTS  # noqa: E402
+from gqa.onnx.group_query.shapes import INPUTS  # noqa: E402
 
 DTYPES = {"float32": (np.float32, 4e-6), "float16": (np.float16, 2e-3)}
 

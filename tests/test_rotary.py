@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compare import assert_close, assert_same_bits
-from gqa.rotary import rotary, rotary_tables
+from gqa.rotary_embedding import rotary, rotary_tables
 from oracle import wide
 
 LAYOUTS = ("bhsd", "bshd")

@@ -1,16 +1,23 @@
-"""Grouped-query attention for NumPy at native speed."""
+"""Grouped-query attention for NumPy at native speed.
+
+What `dir(gqa)` lists is public, and so are the modules `gqa.nn` and `gqa.onnx`; every other module is gqa's own.
+"""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gqa.attention import attention, infer_shapes
-from gqa.cache import KVCache
-from gqa.paged import PagedKVCache
-from gqa.quantize import Quantized, quantize
-from gqa.rotary import rotary, rotary_tables
+from gqa.caches.kv import KVCache
+from gqa.caches.paged import PagedKVCache
+from gqa.quantization import Quantized, quantize
+from gqa.rotary_embedding import rotary, rotary_tables
+from gqa.runtime import get_num_threads, info, read_environment, set_num_threads
+from gqa.scaled_dot_product import attention, infer_shapes
 from gqa.states import merge_states
-from gqa.threads import get_num_threads, info, read_environment, set_num_threads
 from gqa.varlen import varlen_attention
+
+if TYPE_CHECKING:
+    from gqa import nn as nn
+    from gqa import onnx as onnx
 
 read_environment()
 del read_environment
@@ -33,7 +40,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in ("nn", "onnx"):  # imported on first use: most programs need neither
-        return importlib.import_module(f"gqa.{name}")
-    raise AttributeError(f"module 'gqa' has no attribute {name!r}")
+_ON_FIRST_USE = ("nn", "onnx")  # most programs need neither
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name in _ON_FIRST_USE:
+            return importlib.import_module(f"gqa.{name}")
+        raise AttributeError(f"module 'gqa' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ON_FIRST_USE, *(name for name in globals() if name.startswith("__"))])

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_model(model: str, inputs: str, output: str) -> int:
     """The exit status of `run`: 2, and a line to standard error, for what the caller can mend."""
-    from gqa.onnx.run import run_files
+    from gqa.onnx.models.running import run_files
 
     try:
         run_files(model, inputs, output)

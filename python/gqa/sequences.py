@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gqa import _core
 from gqa.arguments import Array, as_array, contiguous_channels, dtype_name, int_array, output_target
 from gqa.dtypes import require_float
-from gqa.quantize import Quantized
+from gqa.quantization import Quantized
 from gqa.shapes import check_flag, check_float, check_int, check_shape, check_window
 
 Tensor = npt.NDArray[Any] | Quantized

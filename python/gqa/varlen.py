@@ -8,7 +8,7 @@ import numpy as np
 
 from gqa.arguments import Array, as_array, dtype_name, int_array, lengths_array
 from gqa.dtypes import require_float
-from gqa.quantize import Quantized
+from gqa.quantization import Quantized
 from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Table, attend_sequences, check_tensors, contiguous
 from gqa.shapes import attention_shapes
 

@@ -4,11 +4,11 @@ Attention (ai.onnx, opsets 23 to 25), GroupQueryAttention (com.microsoft) and Fl
 functions; their arguments are the operators' inputs and attributes. The package onnx is needed only to run models.
 """
 
-from gqa.onnx.attention import AttentionOutputs, attention
-from gqa.onnx.flex_attention import flex_attention
-from gqa.onnx.group_query_attention import GroupQueryAttentionOutputs, group_query_attention
-from gqa.onnx.infer import infer_shapes
-from gqa.onnx.run import reference_ops, run
+from gqa.onnx.attention_operator import AttentionOutputs, attention
+from gqa.onnx.flex_operator import flex_attention
+from gqa.onnx.group_query.operator import GroupQueryAttentionOutputs, group_query_attention
+from gqa.onnx.inference import infer_shapes
+from gqa.onnx.models.running import reference_ops, run
 
 __all__ = [
     "AttentionOutputs",
@@ -20,3 +20,7 @@ __all__ = [
     "reference_ops",
     "run",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

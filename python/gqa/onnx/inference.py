@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from gqa.onnx.attention_shapes import infer as infer_attention
-from gqa.onnx.flex_attention import infer as infer_flex_attention
-from gqa.onnx.group_query_shapes import infer as infer_group_query_attention
+from gqa.onnx.attention_schema import infer as infer_attention
+from gqa.onnx.group_query.shapes import infer as infer_group_query_attention
+from gqa.onnx.modified_attention import infer as infer_flex_attention
 from gqa.shapes import Shape, check_int
 
 OPERATORS = {

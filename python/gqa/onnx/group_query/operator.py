@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gqa.arguments import Array, int_array
-from gqa.onnx.cached_attention import over_cache, over_sliding_cache
-from gqa.onnx.group_query_shapes import GroupQueryShapes, check_call
-from gqa.onnx.present import check_presents, write_present
-from gqa.onnx.quantization import quantization
-from gqa.onnx.rotary import rms_norm
-from gqa.onnx.timeline import Place, places
-from gqa.rotary import rotary
+from gqa.onnx.group_query.cached_attention import over_cache, over_sliding_cache
+from gqa.onnx.group_query.presents import check_presents, write_present
+from gqa.onnx.group_query.quantized_cache import quantization
+from gqa.onnx.group_query.shapes import GroupQueryShapes, check_call
+from gqa.onnx.group_query.timeline import Place, places
+from gqa.onnx.rotary_operators import rms_norm
+from gqa.rotary_embedding import rotary
 
 
 class GroupQueryAttentionOutputs(NamedTuple):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from gqa.arguments import Array, as_array, dtype_name, sharing_memory
-from gqa.onnx.group_query_attributes import INPUTS, GroupQueryAttributes
-from gqa.onnx.group_query_shapes import GroupQueryShapes
-from gqa.onnx.timeline import Place
+from gqa.onnx.group_query.attributes import INPUTS, GroupQueryAttributes
+from gqa.onnx.group_query.shapes import GroupQueryShapes
+from gqa.onnx.group_query.timeline import Place
 from gqa.shapes import Shape
 
 NAMES = (*INPUTS, "present_key")

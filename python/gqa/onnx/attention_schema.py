@@ -69,7 +69,7 @@ class AttentionAttributes:
         return left, right
 
 
-def attention_shapes(
+def attention_sizes(
     shapes: dict[str, Shape], dtypes: dict[str, str], attributes: AttentionAttributes
 ) -> AttentionShapes:
     """Check the inputs against each other and against the attributes."""
@@ -103,7 +103,7 @@ def infer(shapes: dict[str, Shape], dtypes: dict[str, Any], attrs: dict[str, Any
     names = {name: name_of(dtype) for name, dtype in dtypes.items()}
     check_names(attrs, (), tuple(field.name for field in fields(AttentionAttributes)), "attribute")
     attributes = AttentionAttributes(**attrs)
-    sizes = attention_shapes(shapes, names, attributes)
+    sizes = attention_sizes(shapes, names, attributes)
     rows = (sizes.batch, sizes.kv_heads, sizes.keys)
     outputs = {
         "Y": (output_shape(sizes, len(shapes["Q"])), names["Q"]),

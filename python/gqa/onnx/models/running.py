@@ -38,7 +38,7 @@ def reference_ops() -> list[type[OpRun]]:
     ['GroupQueryAttention', 'RotaryEmbedding']
     """
     _need_onnx()
-    from gqa.onnx.evaluator import OPERATORS
+    from gqa.onnx.models.evaluator import OPERATORS
 
     return list(OPERATORS)
 
@@ -82,23 +82,23 @@ def run(model: Any, inputs: dict[str, Array]) -> dict[str, Array]:
     np.float32(1.0)
     """
     _need_onnx()
-    from gqa.onnx import models
+    from gqa.onnx.models import loading
 
-    return models.run(models.load(model), inputs)
+    return loading.run(loading.load(model), inputs)
 
 
 def run_files(model_path: str, inputs_path: str, output_path: str) -> None:
     """Run the model in one file on the arrays of an .npz file, and write its outputs to another."""
     _need_onnx()
-    from gqa.onnx import models
+    from gqa.onnx.models import loading
 
-    model = models.load(model_path)
+    model = loading.load(model_path)
     try:
         with open(inputs_path, "rb") as file:
             arrays = dict(np.load(file, allow_pickle=False).items())
     except (AttributeError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{inputs_path} is not an .npz file of arrays: {error}") from error
-    outputs = models.run(model, models.with_bfloat16(model, arrays))
+    outputs = loading.run(model, loading.with_bfloat16(model, arrays))
     with zipfile.ZipFile(output_path, "w") as archive:  # np.savez has no room for an output of the name "file"
         for name, x in outputs.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:

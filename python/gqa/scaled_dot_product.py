@@ -9,7 +9,7 @@ import numpy as np
 from gqa import _core
 from gqa.arguments import Array, as_array, contiguous_channels, dtype_name, int_array, lengths_array, output_target
 from gqa.dtypes import name_of, require_float
-from gqa.quantize import Quantized
+from gqa.quantization import Quantized
 from gqa.shapes import (
     AttentionShapes,
     Shape,

@@ -8,7 +8,7 @@ import numpy as np
 
 from gqa.arguments import Array, as_array, dtype_name, int_array
 from gqa.onnx.schema import check_choice, check_type_variable, split_heads, split_shape
-from gqa.rotary import rotary
+from gqa.rotary_embedding import rotary
 from gqa.shapes import check_int, check_shape
 
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from gqa import _core
 from gqa.arguments import Array, contiguous_channels
-from gqa.onnx.group_query_attributes import GroupQueryAttributes
-from gqa.onnx.quantization import Quantization
+from gqa.onnx.group_query.attributes import GroupQueryAttributes
+from gqa.onnx.group_query.quantized_cache import Quantization
+from gqa.onnx.group_query.timeline import Place
 from gqa.onnx.scores import allowed_keys, masked, scores, soft_capped, softmax
-from gqa.onnx.timeline import Place
-from gqa.quantize import Quantized
+from gqa.quantization import Quantized
 from gqa.sequences import Tensor
 
 Formats = tuple[Quantization, Quantization]

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from gqa.arguments import as_array, contiguous_channels, dtype_name, sharing_memory
-from gqa.quantize import Quantized
+from gqa.caches.storage import copy_tokens, zeros
+from gqa.quantization import Quantized
 from gqa.sequences import Store, Tensor, arrays, spans
 from gqa.shapes import Shape, check_shape
-from gqa.storage import copy_tokens, zeros
 
 
 @dataclass

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from gqa.arguments import Array
+from gqa.caches.slots import Slots
+from gqa.caches.storage import check_queries, storage_dtype, storage_sizes
 from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Table, Tensor, attend_sequences, int_list, table
 from gqa.shapes import check_int, check_window, layout_axes
-from gqa.slots import Slots
-from gqa.storage import check_queries, storage_dtype, storage_sizes
 
 
 class KVCache:

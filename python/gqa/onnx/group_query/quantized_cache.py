@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gqa.arguments import Array
-from gqa.onnx.group_query_attributes import CACHE_TYPES, GroupQueryAttributes
+from gqa.onnx.group_query.attributes import CACHE_TYPES, GroupQueryAttributes
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from gqa.quantize import Quantized
+from gqa.caches.storage import as_stored, copy_tokens, zeros
+from gqa.quantization import Quantized
 from gqa.sequences import Store, Tensor, check_tensors, int_list, spans
 from gqa.shapes import LAYOUTS, Shape, check_shape
-from gqa.storage import as_stored, copy_tokens, zeros
 
 # In a ring the keys of a sequence are numbered from a multiple of this on: the blocks and splits of the kernels then
 # fall where they fall in a full cache, and the results are the same to the last bit.

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from gqa.arguments import Array, as_array, dtype_name
-from gqa.attention import attention
 from gqa.dtypes import FLOATS, dtype_named, name_of, require_float
-from gqa.layers import Layer, LayerNorm, Linear, check_keys
+from gqa.nn.layers import Layer, LayerNorm, Linear, check_keys
+from gqa.scaled_dot_product import attention
 from gqa.shapes import Shape, check_broadcast, check_flag, check_float, check_int, check_shape
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from gqa.arguments import Array
-from gqa.onnx.group_query_attributes import GroupQueryAttributes
-from gqa.onnx.group_query_shapes import GroupQueryShapes
+from gqa.onnx.group_query.attributes import GroupQueryAttributes
+from gqa.onnx.group_query.shapes import GroupQueryShapes
 
 
 class Place(NamedTuple):

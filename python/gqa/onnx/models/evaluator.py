@@ -11,10 +11,11 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from gqa.arguments import Array
-from gqa.onnx.attention import attention
-from gqa.onnx.flex_attention import flex_attention
-from gqa.onnx.group_query_attention import group_query_attention
-from gqa.onnx.rotary import microsoft_rotary_embedding, rotary_embedding
+from gqa.onnx.attention_operator import attention
+from gqa.onnx.group_query.operator import group_query_attention
+from gqa.onnx.models.graphs import function_of
+from gqa.onnx.modified_attention import Modifier, modified_attention
+from gqa.onnx.rotary_operators import microsoft_rotary_embedding, rotary_embedding
 
 
 class Operator(OpRun):  # type: ignore[misc, unused-ignore]  # of type Any where onnx is not installed
@@ -63,8 +64,8 @@ class FlexAttention(Operator):
     def _run(self, *inputs: Any, attributes: Any = None, bindings: Any = None, **given: Any) -> tuple[Array, ...]:
         for name in ("score_mod", "prob_mod"):
             if name in given:
-                given[name] = graph_function(name, given[name], attributes)
-        return (flex_attention(*inputs, **given),)
+                given[name] = function_of(name, given[name], attributes)
+        return (modified_attention(*inputs, **given),)
 
 
 def _operator(domain: str, name: str, function: Callable[..., Any]) -> type[Operator]:
@@ -93,40 +94,7 @@ class Evaluator(ReferenceEvaluator):  # type: ignore[misc, unused-ignore]
         super().__init__(proto, **{"new_ops": OPERATORS} | options)
 
 
-def graph_function(name: str, graph: Any, attributes: Any = None) -> Callable[[Array], Array]:
-    """A graph of one input and one output as a function; given as GraphProto or as an evaluator of one."""
-    if isinstance(graph, onnx.GraphProto):
-        opsets = {"": onnx.defs.onnx_opset_version(), "ai.onnx.preview": 1, "com.microsoft": 1}
-        graph = Evaluator(graph, opsets=opsets)
-    proto = graph.proto_
-    constants = {x.name for x in proto.initializer}
-    inputs = [x for x in proto.input if x.name not in constants]
-    if len(inputs) != 1 or len(proto.output) != 1:
-        raise ValueError(f"{name} has {len(inputs)} inputs and {len(proto.output)} outputs, expected one of each")
-    if outside := captured(proto):
-        raise ValueError(f"{name} uses {outside[0]!r} from outside of its graph, expected nothing but its input")
-    declared = inputs[0].type.tensor_type.elem_type
-
-    def function(x: Array) -> Array:
-        if declared and onnx.helper.tensor_dtype_to_np_dtype(declared) != x.dtype:
-            raise TypeError(
-                f"{name} takes {onnx.TensorProto.DataType.Name(declared)}, but softmax_precision is {x.dtype}"
-            )
-        result: Array = graph.run(None, {inputs[0].name: x}, attributes=attributes)[0]
-        return result
-
-    return function
-
-
-def captured(graph: Any, outside: frozenset[str] = frozenset()) -> list[str]:
-    """The names that a graph uses but neither takes, holds nor computes; `outside` are those it may use besides."""
-    known = {"", *outside, *(x.name for part in (graph.input, graph.initializer) for x in part)}
-    known |= {x.values.name for x in graph.sparse_initializer}
-    missing = []
-    for node in graph.node:
-        missing += [name for name in node.input if name not in known]
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                missing += captured(inner, frozenset(known))
-        known |= set(node.output)
-    return missing + [x.name for x in graph.output if x.name not in known]
+def graph_function(name: str, graph: onnx.GraphProto) -> Modifier:
+    """A graph of one input and one output as a function; its nodes are of the newest opsets."""
+    opsets = {"": onnx.defs.onnx_opset_version(), "ai.onnx.preview": 1, "com.microsoft": 1}
+    return function_of(name, Evaluator(graph, opsets=opsets))

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gqa.arguments import Array, as_array, dtype_name, lengths_array
-from gqa.attention import attention as attend
 from gqa.dtypes import compute_dtype
-from gqa.onnx.attention_shapes import AttentionAttributes, attention_shapes, output_shape
+from gqa.onnx.attention_schema import AttentionAttributes, attention_sizes, output_shape
 from gqa.onnx.schema import check_precision, split_heads
 from gqa.onnx.scores import allowed_keys, masked, scores, soft_capped, softmax
+from gqa.scaled_dot_product import attention as attend
 from gqa.shapes import AttentionShapes
 
 
@@ -125,7 +125,7 @@ def attention(
         "nonpad_kv_seqlen": nonpad_kv_seqlen,
     }  # fmt: skip
     arrays = {name: as_array(name, x) for name, x in given.items() if x is not None or name in ("Q", "K", "V")}
-    sizes = attention_shapes(
+    sizes = attention_sizes(
         {name: x.shape for name, x in arrays.items()},
         {name: dtype_name(name, x) for name, x in arrays.items()},
         attributes,

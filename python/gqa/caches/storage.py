@@ -9,7 +9,7 @@ import numpy as np
 
 from gqa.arguments import as_array, contiguous_channels, sharing_memory
 from gqa.dtypes import FLOATS, dtype_named, name_of
-from gqa.quantize import Quantized, quantize_tensor
+from gqa.quantization import Quantized, quantize_tensor
 from gqa.sequences import Store, Tensor, arrays, contiguous
 from gqa.shapes import MOST_CHANNELS, Shape, check_int
 

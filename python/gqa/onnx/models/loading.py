@@ -9,7 +9,7 @@ import onnx
 
 from gqa.arguments import Array, as_array
 from gqa.dtypes import dtype_named
-from gqa.onnx.evaluator import Evaluator
+from gqa.onnx.models.evaluator import Evaluator
 
 
 def load(model: Any) -> onnx.ModelProto:

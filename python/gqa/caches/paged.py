@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from gqa.arguments import Array
-from gqa.pages import PagedSequence, PagePool
+from gqa.caches.pages import PagedSequence, PagePool
+from gqa.caches.storage import as_stored, check_queries, storage_dtype, storage_sizes
 from gqa.sequences import (
     RUN_COLUMNS,
     SEQUENCE_COLUMNS,
@@ -20,7 +21,6 @@ from gqa.sequences import (
     table,
 )
 from gqa.shapes import check_int, check_shape
-from gqa.storage import as_stored, check_queries, storage_dtype, storage_sizes
 
 
 class PagedKVCache:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gqa.arguments import Array, as_array, dtype_name
 from gqa.dtypes import name_of, require_float
-from gqa.onnx.group_query_attributes import INPUTS, GroupQueryAttributes
+from gqa.onnx.group_query.attributes import INPUTS, GroupQueryAttributes
 from gqa.onnx.schema import check_integers, check_names, check_type_variable
 from gqa.shapes import MOST_CHANNELS, Shape, check_int, check_shape
 

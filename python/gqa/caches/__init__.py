@@ -1,0 +1,1 @@
+"""Caches of keys and values: one row of slots for each sequence, or pages of a common pool."""

@@ -1,0 +1,81 @@
+"""The operator FlexAttention of ai.onnx.preview: attention with functions of the whole score tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gqa.arguments import Array
+from gqa.onnx.modified_attention import Modifier, modified_attention
+
+
+def flex_attention(
+    Q: Array,
+    K: Array,
+    V: Array,
+    *,
+    scale: float | None = None,
+    softmax_precision: int | None = None,
+    score_mod: Any = None,
+    prob_mod: Any = None,
+) -> Array:
+    """The operator FlexAttention of ai.onnx.preview: prob_mod(softmax(score_mod(scale * Q @ K.T))) @ V.
+
+    Parameters
+    ----------
+    Q : ndarray, shape (B, Hq, S, D)
+        float32, float64, float16 or bfloat16.
+    K, V : ndarray, shape (B, Hkv, T, D) and (B, Hkv, T, Dv)
+        Of Q's dtype; Hq a multiple of Hkv.
+    scale : float, optional
+        Default 1 / sqrt(D).
+    softmax_precision : {1, 10, 11, 16}, optional
+        TensorProto code of the type of scores and probabilities; default float64 for a float64 Q, else float32.
+    score_mod, prob_mod : callable or onnx.GraphProto, optional
+        From an array (B, Hq, S, T) of the scores, or the probabilities, to one of the same shape and dtype. A graph
+        has one input and one output, uses nothing from outside, and its nodes are of the newest opsets that the
+        installed onnx knows. -inf from score_mod masks; what prob_mod returns is not normalised again.
+
+    Returns
+    -------
+    ndarray, shape (B, Hq, S, Dv)
+        Of Q's dtype. A row whose scores are all -inf is 0.
+
+    Raises
+    ------
+    TypeError
+        For an argument of a wrong type or dtype, also of what a modifier returns.
+    ValueError
+        For shapes that do not fit, also of what a modifier returns; for values out of range.
+
+    Notes
+    -----
+    Follows https://onnx.ai/onnx/operators/onnx_aionnxpreview_FlexAttention.html, which leaves open what a row of -inf
+    gives. A modifier sees all scores, so they take memory for B x Hq x S x T numbers; without modifiers they do not,
+    and this is :func:`gqa.attention`.
+
+    Examples
+    --------
+    >>> import gqa.onnx, numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> Q, K, V = rng.standard_normal((3, 1, 2, 4, 8), np.float32)
+    >>> causal = np.where(np.tri(4, dtype=bool), np.float32(0), np.float32(-np.inf))
+    >>> Y = gqa.onnx.flex_attention(Q, K, V, score_mod=lambda x: x + causal)
+    >>> np.allclose(Y, gqa.attention(Q, K, V, causal=True), atol=1e-6)
+    True
+    """
+    return modified_attention(
+        Q, K, V, scale=scale, softmax_precision=softmax_precision, score_mod=_modifier("score_mod", score_mod),
+        prob_mod=_modifier("prob_mod", prob_mod),
+    )  # fmt: skip
+
+
+def _modifier(name: str, modifier: Any) -> Modifier | None:
+    """The modifier as a function."""
+    if type(modifier).__name__ == "GraphProto":  # told by name, since most programs do without the package onnx
+        from gqa.onnx.models.evaluator import graph_function
+
+        return graph_function(name, modifier)
+    if modifier is not None and not callable(modifier):
+        raise TypeError(f"{name} is a {type(modifier).__name__}, expected a function or an onnx.GraphProto")
+    function: Modifier | None = modifier
+    return function

@@ -1,0 +1,1 @@
+"""The operator GroupQueryAttention of com.microsoft: its schema, its caches and its presents."""
