@@ -3,10 +3,12 @@
 #include <atomic>
 #include <stdexcept>
 
+#include "cpu.h"
+
 namespace gqa {
 
-// GQA_ISAS is a list of X(name), best first, from the build.
-#define X(isa)                  \
+// GQA_ISAS is a list of X(name, "features that its code may use"), best first, from the build (CMakeLists.txt).
+#define X(isa, features)        \
   namespace isa {               \
   extern const Kernels kernels; \
   }
@@ -15,22 +17,19 @@ GQA_ISAS
 
 namespace {
 
-const Kernels* const built[] = {
-#define X(isa) &isa::kernels,
+struct Isa {
+  const Kernels* kernels;
+  const char* features;
+};
+const Isa built[] = {
+#define X(isa, features) {&isa::kernels, features},
     GQA_ISAS
 #undef X
 };
 
-bool supported(const std::string& name) {
-#if defined(__x86_64__)
-  if (name == "avx512")
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
-  if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return __builtin_cpu_supports("sse4.2");
-#else
-  return name == "baseline";
-#endif
+bool supported(const Isa& isa) {
+  static const CpuReport cpu = report_of_this_cpu();
+  return has_features(cpu, isa.features);
 }
 
 std::string joined(const std::vector<std::string>& names) {
@@ -40,8 +39,8 @@ std::string joined(const std::vector<std::string>& names) {
 }
 
 const Kernels* best() {
-  for (const Kernels* kernels : built)
-    if (supported(kernels->name)) return kernels;
+  for (const Isa& isa : built)
+    if (supported(isa)) return isa.kernels;
   throw std::invalid_argument("this CPU supports none of the instruction sets that gqa was built for");
 }
 
@@ -51,8 +50,8 @@ std::atomic<const Kernels*> active{nullptr};
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (const Kernels* kernels : built)
-    if (supported(kernels->name)) names.push_back(kernels->name);
+  for (const Isa& isa : built)
+    if (supported(isa)) names.push_back(isa.kernels->name);
   return names;
 }
 
@@ -63,8 +62,8 @@ const Kernels& active_kernels() {
 }
 
 void use_isa(const std::string& name) {
-  for (const Kernels* kernels : built)
-    if (name == kernels->name && supported(name)) return active.store(kernels, std::memory_order_release);
+  for (const Isa& isa : built)
+    if (name == isa.kernels->name && supported(isa)) return active.store(isa.kernels, std::memory_order_release);
   throw std::invalid_argument("GQA_ISA is '" + name + "'; available on this machine: " + joined(available_isas()));
 }
 

@@ -27,9 +27,9 @@ def symbols(path):
 
 
 def flags():
-    """The compiler flags of each instruction set, from CMakeLists.txt."""
-    rows = re.findall(r"set\(flags_(\w+) (.*)\)", (ROOT / "CMakeLists.txt").read_text())
-    return {isa: options.split() for isa, options in rows}
+    """The compiler flags of each instruction set of x86, from CMakeLists.txt."""
+    rows = re.findall(r"set\(features_(\w+) ([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())
+    return {isa: ["-mno-mmx", *(f"-m{name}" for name in names.split())] for isa, names in rows if names != "portable"}
 
 
 @needs_nm

@@ -1,0 +1,26 @@
+"""C++ of the extension in programs of their own, where a test needs what no build for Python has."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SOURCES = next(parent for parent in Path(__file__).parents if (parent / "pyproject.toml").exists()) / "csrc"
+
+
+def compiler():
+    """A C++ compiler; skips the test where there is none, or no sources."""
+    if not SOURCES.exists():
+        pytest.skip("needs the sources")
+    return shutil.which("c++") or shutil.which("clang++") or pytest.skip("needs a C++ compiler")
+
+
+def output_of_program(folder, code, *sources, options=(), arguments=()):
+    """What a program prints: `code`, which may include the extension's headers, with files of csrc/."""
+    main, program = folder / "main.cpp", folder / "program"
+    main.write_text(code)
+    files = [main, *(SOURCES / source for source in sources)]
+    command = [compiler(), "-std=c++17", "-pthread", "-iquote", SOURCES, *options, *files, "-o", program]
+    subprocess.run(list(map(str, command)), check=True)
+    return subprocess.run([program, *map(str, arguments)], check=True, capture_output=True, text=True).stdout
