@@ -105,7 +105,7 @@ class Table {
 
 // Attention of sequences that lie anywhere in q and whose keys are any runs of any stores.
 // stores: tuples (k, v), four axes each, in `layout`.
-// sequences: rows of batch, token, queries, padding, offset, keys, mask batch, mask key, number of runs.
+// sequences: rows of batch, token, queries, padding, origin, offset, keys, mask batch, mask key, number of runs.
 // runs: rows of store, batch, token, count; those of the first sequence, then those of the second, and so on.
 // mask_shape: batch, queries and keys that the mask broadcasts to, next to the heads of q.
 py::object attend_sequences(py::handle q, const py::list& stores, py::handle sequences_table, py::handle runs_table,
@@ -123,22 +123,24 @@ py::object attend_sequences(py::handle q, const py::list& stores, py::handle seq
   call.set_positions(causal, window);
   call.set_scores(scale, softcap, sinks);
 
-  const Table sequences(sequences_table, "sequences", 9), runs(runs_table, "runs", 4);
+  const Table sequences(sequences_table, "sequences", 10), runs(runs_table, "runs", 4);
   int64_t run = 0;
   for (int64_t i = 0; i < sequences.rows(); i++) {
     const int64_t* s = sequences.row(i);
-    if (s[8] < 0 || s[8] > runs.rows() - run) throw py::value_error("sequences have more runs than there are");
-    for (const int64_t end = run + s[8]; run < end; run++) {
+    if (s[9] < 0 || s[9] > runs.rows() - run) throw py::value_error("sequences have more runs than there are");
+    for (const int64_t end = run + s[9]; run < end; run++) {
       const int64_t* r = runs.row(run);
       call.add_run(r[0], r[1], r[2], r[3]);
     }
     Sequence sequence{};
     sequence.batch = s[0], sequence.token = s[1], sequence.queries = s[2], sequence.padding = s[3];
-    sequence.offset = s[4], sequence.keys = s[5], sequence.mask_batch = s[6], sequence.mask_key = s[7];
-    if (!mask.is_none() &&
-        (s[6] < 0 || s[6] >= mask_shape[0] || s[2] > mask_shape[1] || s[7] < 0 || s[7] > mask_shape[2] - s[5]))
-      throw py::value_error("a sequence is not within the mask");
+    sequence.origin = s[4], sequence.offset = s[5], sequence.keys = s[6];
+    sequence.mask_batch = s[7], sequence.mask_key = s[8];
     call.end_sequence(sequence);
+    if (!mask.is_none() && (sequence.mask_batch < 0 || sequence.mask_batch >= mask_shape[0] ||
+                            sequence.queries > mask_shape[1] || sequence.mask_key < 0 ||
+                            sequence.mask_key > mask_shape[2] || sequence.keys > mask_shape[2] - sequence.mask_key))
+      throw py::value_error("a sequence is not within the mask");
   }
   return call.run(out, return_lse, num_threads);
 }

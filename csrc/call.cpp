@@ -13,7 +13,7 @@ namespace {
 using std::to_string;
 
 constexpr int64_t most_channels = 1 << 16;
-constexpr int64_t most_tokens = unbounded / 4;  // positions and bounds of windows can be added
+constexpr int64_t most_tokens = unbounded / 4;  // of a store, and of a sequence: positions and bounds can be added
 
 [[noreturn]] void mismatch(const char* name, const py::array& array, const std::string& expected) {
   throw py::value_error(std::string(name) + " has shape " + shape_text(array) + ", expected " + expected);
@@ -105,6 +105,8 @@ void Call::add_run(int64_t store, int64_t batch, int64_t token, int64_t count) {
     throw py::value_error("a run of " + to_string(count) + " tokens from [" + to_string(batch) + ", " +
                           to_string(token) + "] on is not within a store of (" + to_string(shape.batch) + ", " +
                           to_string(shape.tokens) + ")");
+  if (count > most_tokens - run_keys_)
+    throw py::value_error("a sequence has more than " + to_string(most_tokens) + " keys");
   runs_.push_back({run_keys_, count, store, batch, token});
   run_keys_ += count;
 }
@@ -117,6 +119,9 @@ void Call::end_sequence(const Sequence& sequence) {
   if (sequence.keys < 0 || sequence.keys > run_keys_)
     throw py::value_error("a sequence has " + to_string(sequence.keys) + " keys, expected 0 to " +
                           to_string(run_keys_));
+  if (sequence.origin < 0 || sequence.origin > most_tokens - sequence.keys)
+    throw py::value_error("a sequence begins at key " + to_string(sequence.origin) + ", expected 0 to " +
+                          to_string(most_tokens - sequence.keys));
   sequences_.push_back(sequence);
   sequences_.back().offset = std::clamp(sequence.offset, -unbounded / 2, unbounded / 2);
   sequences_.back().runs = nullptr;

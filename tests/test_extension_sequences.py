@@ -4,14 +4,16 @@ import itertools
 
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import as_strided
 
+from compare import assert_same_bits
 from gqa import _core
 from test_extension import GOOD, zeros
 
 Q, K, V = GOOD["q"], GOOD["k"], GOOD["v"]
 SEQUENCE = {
-    "batch": 0, "token": 0, "queries": 3, "padding": 0, "offset": 3, "keys": 6, "mask_batch": 0, "mask_key": 0,
-    "runs": 1,
+    "batch": 0, "token": 0, "queries": 3, "padding": 0, "origin": 0, "offset": 3, "keys": 6, "mask_batch": 0,
+    "mask_key": 0, "runs": 1,
 }  # fmt: skip
 RUN = {"store": 0, "batch": 0, "token": 0, "count": 6}
 EXTREMES = (-(2**63), -(2**62), -1, 7, 2**31, 2**62, 2**63 - 1)
@@ -24,7 +26,7 @@ def table(rows, columns):
 def attend(**change):
     """One sequence of 3 queries over the 6 keys of one store, but for what is changed."""
     arguments = {
-        "q": Q, "stores": [(K, V)], "sequences": table([SEQUENCE], 9), "runs": table([RUN], 4), "mask": None,
+        "q": Q, "stores": [(K, V)], "sequences": table([SEQUENCE], 10), "runs": table([RUN], 4), "mask": None,
         "mask_shape": (2, 3, 6), "causal": False, "window": None, "scale": None, "softcap": 0.0, "sinks": None,
         "layout": "bhsd", "out": zeros(2, 4, 3, 5), "return_lse": False, "num_threads": None,
     } | change  # fmt: skip
@@ -32,19 +34,37 @@ def attend(**change):
 
 
 def attend_sequence(change, **more):
-    return attend(sequences=table([SEQUENCE | change], 9), **more)
+    return attend(sequences=table([SEQUENCE | change], 10), **more)
 
 
 def test_good_sequences():
     assert attend().shape == (2, 4, 3, 5)
-    assert attend(sequences=table([], 9), runs=table([], 4)).shape == (2, 4, 3, 5)
+    assert attend(sequences=table([], 10), runs=table([], 4)).shape == (2, 4, 3, 5)
 
 
-@pytest.mark.parametrize("name", [name for name in SEQUENCE if name not in ("offset", "mask_batch", "mask_key")])
+@pytest.mark.parametrize(
+    "name", [name for name in SEQUENCE if name not in ("origin", "offset", "mask_batch", "mask_key")]
+)
 def test_sequences_out_of_bounds(name):
     for value in EXTREMES:
         with pytest.raises(ValueError, match=r"\w"):
             attend_sequence({name: value})
+
+
+def test_origins():
+    for origin in (0, 5, 2**31, 2**60 - 6):
+        assert_same_bits(attend_sequence({"origin": origin}), attend())
+    for origin in (-(2**63), -1, 2**60 - 5, 2**62, 2**63 - 1):
+        with pytest.raises(ValueError, match="key"):
+            attend_sequence({"origin": origin})
+
+
+def test_more_keys_than_can_be_counted():
+    """Eight runs over all of a store whose tokens are one token in memory."""
+    k = as_strided(np.zeros(1, np.float32), (1, 1, 2**60, 1), (0, 0, 0, 4), writeable=False)
+    runs = table([{"store": 0, "batch": 0, "token": 0, "count": 2**60}] * 8, 4)
+    with pytest.raises(ValueError, match="keys"):
+        attend_sequence({"runs": 8}, q=zeros(1, 1, 3, 1), stores=[(k, k)], runs=runs, out=None)
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -76,9 +96,9 @@ def test_offsets_of_any_size():
     "change",
     [
         {"stores": None}, {"stores": []}, {"stores": [K]}, {"stores": [(K,)]}, {"stores": [(K, Q)]},
-        {"stores": [(K, V), (K[:, :1], V[:, :1])]}, {"sequences": None}, {"sequences": zeros(1, 9)},
-        {"sequences": zeros(1, 8, dtype=int)}, {"sequences": zeros(9, 2, dtype=int).T}, {"runs": zeros(4, dtype=int)},
-        {"sequences": zeros(9, 9, dtype=int)[:, ::-1]}, {"runs": zeros(4, 4, dtype=np.int32)}, {"mask_shape": None},
+        {"stores": [(K, V), (K[:, :1], V[:, :1])]}, {"sequences": None}, {"sequences": zeros(1, 10)},
+        {"sequences": zeros(1, 9, dtype=int)}, {"sequences": zeros(10, 2, dtype=int).T}, {"runs": zeros(4, dtype=int)},
+        {"sequences": zeros(10, 10, dtype=int)[:, ::-1]}, {"runs": zeros(4, 4, dtype=np.int32)}, {"mask_shape": None},
         {"mask_shape": (1, 2)}, {"q": None}, {"out": zeros(2, 4, 3, 6)}, {"mask": zeros(7)},
     ],
     ids=",".join,

@@ -23,7 +23,7 @@ Tensor = npt.NDArray[Any] | Quantized
 Store = tuple[Tensor, Tensor]
 Table = npt.NDArray[np.int64]
 
-SEQUENCE_COLUMNS = 9  # batch, token, queries, padding, offset, keys, mask batch, mask key, number of runs
+SEQUENCE_COLUMNS = 10  # batch, token, queries, padding, origin, offset, keys, mask batch, mask key, number of runs
 RUN_COLUMNS = 4  # store, batch, token, count
 
 

@@ -101,9 +101,9 @@ def varlen_attention(
     sequences[:, 1] = q_ends
     sequences[:-1, 2] = queries
     sequences[-1, 3] = sizes.queries - q_ends[-1]  # the last has no query: its rows are padding
-    sequences[:-1, 4] = keys - queries
-    sequences[:-1, 5] = keys
-    sequences[:-1, 8] = 1
+    sequences[:-1, 5] = keys - queries
+    sequences[:-1, 6] = keys
+    sequences[:-1, 9] = 1
     runs = np.zeros((count, RUN_COLUMNS), np.int64)
     runs[:, 2] = k_ends[:-1]
     runs[:, 3] = keys

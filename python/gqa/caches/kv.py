@@ -197,7 +197,7 @@ class KVCache:
             stored = slots.runs(b, origin)
             runs += [*stored, (1, b, 0, count)]
             keys = length + count - origin
-            sequences.append((b, 0, row, queries - row, position - origin, keys, b, origin, len(stored) + 1))
+            sequences.append((b, 0, row, queries - row, 0, position - origin, keys, b, origin, len(stored) + 1))
         longest = 0 if mask is None else max(map(add, slots.lengths, counts), default=0)
         result = attend_sequences(
             q, stores, table(sequences, SEQUENCE_COLUMNS), table(runs, RUN_COLUMNS), layout=slots.layout, mask=mask,

@@ -251,7 +251,7 @@ class PagedKVCache:
                 runs[end - 1, 3] = filled
             runs[end] = 1, 0, token, count
             keys = sequence.length + count
-            rows.append((0, token, query_count, 0, keys - query_count, keys, 0, 0, end + 1 - run))
+            rows.append((0, token, query_count, 0, 0, keys - query_count, keys, 0, 0, end + 1 - run))
             token += query_count
             run = end + 1
         return table(rows, SEQUENCE_COLUMNS), runs
