@@ -153,6 +153,15 @@ TABLE = {
     "heads": HEADS, "head dims": HEAD_DIMS, "rows": ROWS, "keys": KEYS, "empty": EMPTY, "options": WITH_OPTIONS,
 }  # fmt: skip
 
+# The table without its repetitions: every size, and the options that bring arrays of their own.
+_ARRAYS = {"past", "bool_mask", "float_mask", "sinks", "lengths"}
+ALL_ARRAYS = [
+    case
+    for part in TABLE.values()
+    for case in part
+    if len(case.options) <= 1 or _ARRAYS.issuperset(case.options) or part is KEYS
+]
+
 # Long enough for several threads, and for splits where rows are few.
 LONG = [
     Case(heads=heads, queries=queries, keys=keys, head_dim=64, v_head_dim=64, batch=batch, options=options)

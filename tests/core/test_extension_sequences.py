@@ -7,8 +7,8 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 
 from compare import assert_same_bits
+from extension_call import GOOD, zeros
 from gqa import _core
-from test_extension import GOOD, zeros
 
 Q, K, V = GOOD["q"], GOOD["k"], GOOD["v"]
 SEQUENCE = {

@@ -159,7 +159,7 @@ def test_a_read_only_out():
         (lambda cache: cache.grow(5), ValueError, "capacity is 5, expected at least 6"),
         (lambda cache: cache.grow(None), TypeError, "capacity is None, expected an integer"),
     ],
-    ids=lambda x: str(x)[:40],
+    ids=lambda x: "call" if callable(x) and not isinstance(x, type) else str(x)[:40],
 )
 def test_changes(call, error, message):
     assert_refused(filled(), call, error, message)

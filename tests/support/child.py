@@ -22,13 +22,13 @@ def call(threads=4):
 """
 
 
-def start(code, *arguments, timeout=60, **environment):
+def start(code, *arguments, **environment):
     """Runs code, with the tests and gqa on its path, and returns the CompletedProcess."""
     path = os.pathsep.join([*PATHS, os.environ.get("PYTHONPATH", "")])
     kept = {name: x for name, x in os.environ.items() if not name.startswith(("GQA_", "OMP_"))}
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        env=kept | {"PYTHONPATH": path} | environment, capture_output=True, text=True, timeout=timeout,
+        env=kept | {"PYTHONPATH": path} | environment, capture_output=True, text=True,
     )  # fmt: skip
 
 

@@ -6,9 +6,9 @@ import pytest
 
 import gqa
 import oracle
+from axes import DTYPES
 from cases import tensors
 from compare import assert_close, assert_lse_close, assert_same_bits, naming
-from conftest import DTYPES
 
 
 def check(q, k, v, **options):

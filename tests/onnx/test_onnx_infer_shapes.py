@@ -6,9 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import attention_refused as attention
 import gqa.onnx
-import test_onnx_attention_refused as attention
-import test_onnx_group_query_refused as group_query
+import group_query_refused as group_query
 from gqa.onnx.group_query.attributes import INPUTS
 from group_query import STEPS, Call
 

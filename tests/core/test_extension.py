@@ -7,26 +7,8 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 
 from child import output_of
+from extension_call import GOOD, NAMES, attention, zeros
 from gqa import _core
-
-NAMES = ("q", "k", "v", "past_key", "past_value", "mask", "causal", "query_offset", "window", "kv_lengths", "scale",
-         "softcap", "sinks", "layout", "out", "return_lse", "num_threads")  # fmt: skip
-
-
-def zeros(*shape, dtype=np.float32):
-    return np.zeros(shape, dtype)
-
-
-GOOD = dict.fromkeys(NAMES) | {
-    "q": zeros(2, 4, 3, 8), "k": zeros(2, 2, 6, 8), "v": zeros(2, 2, 6, 5), "causal": False, "softcap": 0.0,
-    "layout": "bhsd", "return_lse": False,
-}  # fmt: skip
-
-
-def attention(**change):
-    arguments = GOOD | change
-    assert len(arguments) == len(NAMES)
-    return _core.attention(*arguments.values())
 
 
 def test_a_good_call():
@@ -164,7 +146,7 @@ def test_strange_sizes_do_not_crash():
         """
         import itertools
         import numpy as np
-        from test_extension import attention
+        from extension_call import attention
 
         for batch, kv_heads, group, queries, keys, head_dim, v_head_dim in itertools.product(
             (0, 1, 2), (0, 1), (0, 1, 30), (0, 1), (0, 1, 100), (0, 1, 9), (0, 1, 9)
@@ -191,7 +173,7 @@ LIMITED = """
 import resource
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
-from test_extension import attention
+from extension_call import attention
 
 def limit(more):
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

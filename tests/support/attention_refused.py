@@ -1,11 +1,8 @@
-"""Calls that ai.onnx Attention refuses, at one opset or at all, and what the error says."""
+"""Calls that ai.onnx Attention refuses, and what the error says."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
-
-import gqa.onnx
 
 GOOD = {
     name: np.ones((2, heads, tokens, 8), np.float32) for name, heads, tokens in (("Q", 4, 3), ("K", 2, 5), ("V", 2, 5))
@@ -75,19 +72,3 @@ REFUSED = [
     ({"is_causal": "yes"}, TypeError, "is_causal is 'yes'"),
     ({"present": 1}, TypeError, "present is 1"),
 ]  # fmt: skip
-
-
-@pytest.mark.parametrize(("change", "error", "message"), REFUSED, ids=lambda x: x if isinstance(x, str) else "")
-def test_refused(change, error, message):
-    with pytest.raises(error, match=message):
-        gqa.onnx.attention(**GOOD | change)
-
-
-def test_opset_24_lets_presents_go_with_nonpad_kv_seqlen():
-    assert gqa.onnx.attention(**GOOD, nonpad_kv_seqlen=np.array([1, 5]), present=True, opset=24).present_key is not None
-
-
-def test_later_opsets_have_the_rules_of_25():
-    with pytest.raises(ValueError, match="q_num_heads"):
-        gqa.onnx.attention(**GOOD, q_num_heads=4, kv_num_heads=2, opset=28)
-    assert gqa.onnx.attention(**GOOD, q_num_heads=4, kv_num_heads=2, opset=24).Y.shape == (2, 4, 3, 8)

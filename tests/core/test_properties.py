@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 import gqa
 import oracle
+from axes import DTYPES
 from compare import assert_close, assert_lse_close
-from conftest import DTYPES
 from oracle import wide
 
 few = settings(

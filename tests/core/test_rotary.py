@@ -14,7 +14,7 @@ from gqa.rotary_embedding import rotary, rotary_tables
 from oracle import wide
 
 LAYOUTS = ("bhsd", "bshd")
-MODELS = json.loads((Path(__file__).parent / "fixtures" / "rotary_scaling.json").read_text())["models"]
+MODELS = json.loads((Path(__file__).parents[1] / "support" / "fixtures" / "rotary_scaling.json").read_text())["models"]
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,

@@ -2,18 +2,8 @@
 
 import pytest
 
-import cases
+from axes import DTYPES
 from child import output_of
-from conftest import DTYPES
-
-# The table without its repetitions: every size, and the options that bring arrays of their own.
-ARRAYS = {"past", "bool_mask", "float_mask", "sinks", "lengths"}
-CASES = [
-    case
-    for part in cases.TABLE.values()
-    for case in part
-    if len(case.options) <= 1 or ARRAYS.issuperset(case.options) or part is cases.KEYS
-]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -21,13 +11,14 @@ def test_no_access_beside_the_arrays(isa, dtype):
     done = output_of(
         """
         import itertools, sys
-        import gqa, numpy as np, test_bounds
+        import gqa, numpy as np
+        from cases import ALL_ARRAYS
         from compare import assert_same_bits, naming
-        from conftest import DTYPES
+        from axes import DTYPES
         from guarded import guard, guarded, pages
 
         dtype = DTYPES[sys.argv[1]]
-        for case, at_end in itertools.product(test_bounds.CASES, (False, True)):
+        for case, at_end in itertools.product(ALL_ARRAYS, (False, True)):
             with naming(case):
                 print(case, file=sys.stderr, flush=True)  # for a crash
                 arguments = case.arguments(dtype)

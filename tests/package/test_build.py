@@ -12,7 +12,7 @@ import gqa
 from child import output_of
 from gqa import _core
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "csrc/kernels/kernel.cpp"
 EXTENSION = Path(_core.__file__)
 

@@ -6,8 +6,8 @@ import pytest
 import cases
 import gqa
 import oracle
+from axes import DTYPES
 from compare import assert_close, assert_lse_close, naming
-from conftest import DTYPES
 
 
 def check(case, dtype, layout, threads):

@@ -7,8 +7,8 @@ import pytest
 
 import gqa.onnx
 import oracle
+from axes import DTYPES
 from compare import assert_close, assert_same_bits
-from conftest import DTYPES
 
 GOOD = {
     name: np.ones((2, heads, tokens, 8), np.float32) for name, heads, tokens in (("Q", 4, 3), ("K", 2, 5), ("V", 2, 5))

@@ -88,7 +88,7 @@ for t in threads: t.join()
 @needs_fork
 @pytest.mark.parametrize("name", FORKS)
 def test_fork(name):
-    output_of(f"{PARALLEL}\n{FORK}\n{FORKS[name]}", timeout=120)
+    output_of(f"{PARALLEL}\n{FORK}\n{FORKS[name]}")
 
 
 @needs_fork
@@ -101,6 +101,5 @@ expected = call()
 with multiprocessing.get_context("fork").Pool(2) as pool:
     print(all(result == expected for result in pool.map(call, [1, 2, 4, 2])))
 """,
-        timeout=120,
     )
     assert done == "True"

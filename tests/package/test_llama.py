@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-PATH = Path(__file__).parent.parent / "examples" / "llama.py"
+PATH = Path(__file__).parents[2] / "examples" / "llama.py"
 
 
 @pytest.fixture(scope="module")
