@@ -63,7 +63,7 @@ TOKENS = [
 ]
 FEW = {"k": ones(2, 2, 2, 4), "v": ones(2, 2, 2, 6), "q": ones(2, 4, 2, 4)}
 OPTIONS = [
-    ({"q": ones(2, 3, 2, 4)}, ValueError, r"the cache has 2 heads, which does not divide those of q \(2, 3, 2, 4\)"),
+    ({"q": ones(2, 3, 2, 4)}, ValueError, r"the cache has 2 heads, which does not divide the 3 heads of q"),
     ({"q": ones(2, 4, 2, 5)}, ValueError, "q has head_dim 5, expected 4 as the cache"),
     ({"q": ones(3, 4, 2, 4)}, ValueError, "q has batch 3, expected 2 as the cache"),
     ({"q": ones(4, 2, 4)}, ValueError, r"q has shape \(4, 2, 4\), expected \(batch, heads, tokens, head_dim\)"),

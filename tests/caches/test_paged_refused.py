@@ -57,7 +57,7 @@ TOKENS = [
 ]
 OPTIONS = [
     ({"q": ones(4, 4, 4)}, ValueError, r"q has 4 tokens, expected 5, which q_lengths \[2, 3\] make"),
-    ({"q": ones(5, 3, 4)}, ValueError, r"the cache has 2 heads, which does not divide those of q \(5, 3, 4\)"),
+    ({"q": ones(5, 3, 4)}, ValueError, r"the cache has 2 heads, which does not divide the 3 heads of q"),
     ({"q": ones(5, 4, 5)}, ValueError, "q has head_dim 5, expected 4 as the cache"),
     ({"q": ones(1, 5, 4, 4)}, ValueError, r"q has shape \(1, 5, 4, 4\), expected \(tokens, heads, head_dim\)"),
     ({"q": None}, TypeError, "q is a NoneType, expected a NumPy array"),

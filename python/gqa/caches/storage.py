@@ -10,6 +10,7 @@ import numpy as np
 from gqa.arguments import as_array, contiguous_channels, sharing_memory
 from gqa.dtypes import FLOATS, dtype_named, name_of
 from gqa.quantization import Quantized, quantize_tensor
+from gqa.rules import check_group
 from gqa.sequences import Store, Tensor, arrays, contiguous
 from gqa.shapes import MOST_CHANNELS, Shape, check_int
 
@@ -71,7 +72,6 @@ def check_queries(q: Any, axes: tuple[str, ...], kv_heads: int, head_dim: int) -
     """Raise unless `q` is an array with those axes that can attend to keys of that size."""
     if as_array("q", q).ndim != len(axes):
         raise ValueError(f"q has shape {q.shape}, expected ({', '.join(axes)})")
-    if q.shape[axes.index("heads")] % kv_heads != 0:
-        raise ValueError(f"the cache has {kv_heads} heads, which does not divide those of q {q.shape}")
+    check_group("the cache", kv_heads, "q", q.shape[axes.index("heads")])
     if q.shape[-1] != head_dim:
         raise ValueError(f"q has head_dim {q.shape[-1]}, expected {head_dim} as the cache")

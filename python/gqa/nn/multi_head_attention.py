@@ -11,6 +11,7 @@ import numpy as np
 from gqa.arguments import Array, as_array, dtype_name
 from gqa.dtypes import FLOATS, dtype_named, name_of, require_float
 from gqa.nn.layers import Layer, LayerNorm, Linear, check_keys
+from gqa.rules import check_group_sizes
 from gqa.scaled_dot_product import attention
 from gqa.shapes import Shape, check_broadcast, check_flag, check_float, check_int, check_shape
 
@@ -120,8 +121,7 @@ class MultiHeadAttention:
         self.num_kv_heads = size("num_kv_heads", num_kv_heads, alias)
         if num_key_value_heads is not None and alias != self.num_kv_heads:
             raise ValueError(f"num_kv_heads is {self.num_kv_heads}, but num_key_value_heads is {alias}")
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_kv_heads is {self.num_kv_heads}, which does not divide num_heads {self.num_heads}")
+        check_group_sizes("num_kv_heads", self.num_kv_heads, "num_heads", self.num_heads)
         if self.qkv_features % self.num_heads:
             raise ValueError(f"qkv_features is {self.qkv_features}, expected a multiple of num_heads {self.num_heads}")
         self.head_dim = self.qkv_features // self.num_heads

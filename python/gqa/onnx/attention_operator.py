@@ -11,6 +11,7 @@ from gqa.dtypes import compute_dtype
 from gqa.onnx.attention_schema import AttentionAttributes, attention_sizes, output_shape
 from gqa.onnx.schema import check_precision, split_heads
 from gqa.onnx.scores import allowed_keys, masked, scores, soft_capped, softmax
+from gqa.rules import default_scale
 from gqa.scaled_dot_product import attention as attend
 from gqa.shapes import AttentionShapes
 
@@ -202,7 +203,7 @@ def _qk_matmul_output(
 ) -> Array:  # fmt: skip
     """The scores (B, Hq, S, T) at the stage that qk_matmul_output_mode names."""
     in_double = q.dtype == np.float64 or check_precision(attributes.softmax_precision) == "float64"
-    scale = attributes.scale if attributes.scale is not None else 1 / np.sqrt(max(sizes.head_dim, 1))
+    scale = attributes.scale if attributes.scale is not None else default_scale(sizes.head_dim)
     mode = attributes.qk_matmul_output_mode
     with np.errstate(all="ignore"):
         x = scores(q.astype(np.float64 if in_double else np.float32), keys, scale)

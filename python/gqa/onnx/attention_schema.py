@@ -16,6 +16,7 @@ from gqa.onnx.schema import (
     grouped_shapes,
     split_shape,
 )
+from gqa.rules import check_pair
 from gqa.shapes import AttentionShapes, Shape, check_broadcast, check_flag, check_float, check_int, check_shape
 
 FARTHEST = 1 << 62
@@ -80,9 +81,7 @@ def attention_sizes(
     if dtypes.get("attn_mask", "bool") != "bool" and "int" not in dtypes["attn_mask"]:
         require_float("attn_mask", dtypes["attn_mask"])
     check_integers("nonpad_kv_seqlen", dtypes)
-    if ("past_key" in shapes) != ("past_value" in shapes):
-        given, missing = ("past_key", "past_value") if "past_key" in shapes else ("past_value", "past_key")
-        raise ValueError(f"{given} is given without {missing}")
+    check_pair("past_key", "past_value", shapes)
 
     sizes = grouped_shapes(_four_axes(shapes, attributes))
     if "nonpad_kv_seqlen" in shapes:

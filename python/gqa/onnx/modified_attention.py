@@ -11,6 +11,7 @@ from gqa.arguments import Array, as_array, dtype_name
 from gqa.dtypes import dtype_named, name_of
 from gqa.onnx.schema import check_names, check_precision, check_type_variable, grouped_shapes
 from gqa.onnx.scores import scores, softmax, weighted_values
+from gqa.rules import default_scale
 from gqa.scaled_dot_product import attention
 from gqa.shapes import AttentionShapes, Shape, check_float
 
@@ -44,7 +45,7 @@ def modified_attention(
     )
     compute = np.float64 if in_double else np.float32
     with np.errstate(all="ignore"):
-        x = scores(q.astype(compute), [K], 1 / np.sqrt(max(sizes.head_dim, 1)) if scale is None else scale)
+        x = scores(q.astype(compute), [K], default_scale(sizes.head_dim) if scale is None else scale)
         x = score_modifier(x.astype(precision, copy=False))
         x = softmax(x.astype(compute, copy=False))
         x = prob_modifier(x.astype(precision, copy=False))

@@ -6,6 +6,7 @@ from typing import Any
 
 from gqa.arguments import Array
 from gqa.dtypes import require_float
+from gqa.rules import check_group
 from gqa.shapes import AttentionShapes, Shape, check_int
 
 # The floating-point types by their codes in onnx.TensorProto.
@@ -80,8 +81,7 @@ def grouped_shapes(shapes: dict[str, Shape]) -> AttentionShapes:
             raise ValueError(f"{name} has shape {shape}, expected 4 axes (batch, heads, tokens, channels)")
     batch, query_heads, queries, head_dim = shapes["Q"]
     kv_heads, new_keys, v_head_dim = shapes["K"][1], shapes["K"][2], shapes["V"][3]
-    if kv_heads == 0 or query_heads % kv_heads:
-        raise ValueError(f"K has {kv_heads} heads, which does not divide the {query_heads} heads of Q")
+    check_group("K", kv_heads, "Q", query_heads)
     past_keys = shapes["past_key"][2] if "past_key" in shapes else 0
     expected = {
         "K": (batch, kv_heads, new_keys, head_dim),

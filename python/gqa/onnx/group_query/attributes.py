@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gqa.onnx.schema import check_choice
+from gqa.rules import check_group_sizes
 from gqa.shapes import check_float, check_int
 
 INPUTS = (
@@ -38,8 +39,7 @@ class GroupQueryAttributes:
     def __post_init__(self) -> None:
         check_int("num_heads", self.num_heads, 1)
         check_int("kv_num_heads", self.kv_num_heads, 1)
-        if self.num_heads % self.kv_num_heads:
-            raise ValueError(f"kv_num_heads is {self.kv_num_heads}, which does not divide num_heads {self.num_heads}")
+        check_group_sizes("kv_num_heads", self.kv_num_heads, "num_heads", self.num_heads)
         if self.scale is not None:
             check_float("scale", self.scale)
         check_float("softcap", self.softcap, 0.0)

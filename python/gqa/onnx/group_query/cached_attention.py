@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from gqa.onnx.group_query.quantized_cache import Quantization
 from gqa.onnx.group_query.timeline import Place
 from gqa.onnx.scores import allowed_keys, masked, scores, soft_capped, softmax
 from gqa.quantization import Quantized
+from gqa.rules import default_scale
 from gqa.sequences import Tensor
 
 Formats = tuple[Quantization, Quantization]
@@ -73,7 +73,7 @@ class CachedAttention(NamedTuple):
     @property
     def _scale(self) -> float:
         """What scores are multiplied by, scales of quantised keys aside."""
-        return float(self.attributes.scale or 1 / math.sqrt(max(self.q.shape[3], 1)))
+        return float(self.attributes.scale or default_scale(self.q.shape[3]))
 
     def _queries(self) -> Array:
         """q, in float32 at least and with the scales of the keys' channels where any scales are per channel."""

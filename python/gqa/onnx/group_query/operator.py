@@ -182,8 +182,9 @@ def group_query_attention(
     if cos_cache is not None and attributes.do_rotary:
         positions = _rotary_positions(position_ids, found, sizes, total, len(cos_cache))
     formats = quantization(k_scale, v_scale, attributes, sizes.kv_heads)
-    if present_key is not None or present_value is not None:
-        check_presents(present_key, present_value, inputs, sizes, attributes, total)
+    buffers = {"present_key": present_key, "present_value": present_value}
+    if given := {name: x for name, x in buffers.items() if x is not None}:
+        check_presents(given, inputs, sizes, attributes, total)
 
     q, k, v = _heads(query, key, value, sizes)
     if q_norm_weight is not None and k_norm_weight is not None:

@@ -8,6 +8,7 @@ from gqa.arguments import Array, as_array, dtype_name, sharing_memory
 from gqa.onnx.group_query.attributes import INPUTS, GroupQueryAttributes
 from gqa.onnx.group_query.shapes import GroupQueryShapes
 from gqa.onnx.group_query.timeline import Place
+from gqa.rules import check_pair
 from gqa.shapes import Shape
 
 NAMES = (*INPUTS, "present_key")
@@ -22,22 +23,20 @@ def is_same_memory(a: Array, b: Array | None) -> bool:
 
 
 def check_presents(
-    present_key: Array | None,
-    present_value: Array | None,
+    buffers: dict[str, Array],
     inputs: tuple[Any, ...],
     sizes: GroupQueryShapes,
     attributes: GroupQueryAttributes,
     total: int,
 ) -> None:
     """Raise unless the given buffers can take the past and the new tokens without harm to an input or each other."""
-    if present_key is None or present_value is None:
-        given, missing = ("present_value", "present_key") if present_key is None else ("present_key", "present_value")
-        raise ValueError(f"{given} is given without {missing}")
+    check_pair("present_key", "present_value", buffers)
     shape = sizes.present(total)
-    for name, buffer, past, other in (
-        ("present_key", present_key, INPUTS.index("past_key"), None),
-        ("present_value", present_value, INPUTS.index("past_value"), present_key),
+    for name, past, other in (
+        ("present_key", INPUTS.index("past_key"), None),
+        ("present_value", INPUTS.index("past_value"), buffers["present_key"]),
     ):
+        buffer = buffers[name]
         in_place = is_same_memory(as_array(name, buffer), inputs[past])
         if sizes.shared:
             if not in_place:

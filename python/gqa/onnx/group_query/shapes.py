@@ -13,6 +13,7 @@ from gqa.arguments import Array, as_array, dtype_name
 from gqa.dtypes import name_of, require_float
 from gqa.onnx.group_query.attributes import INPUTS, GroupQueryAttributes
 from gqa.onnx.schema import check_integers, check_names, check_type_variable
+from gqa.rules import check_pair
 from gqa.shapes import MOST_CHANNELS, Shape, check_int, check_shape
 
 PAIRS = (
@@ -98,9 +99,7 @@ def group_query_shapes(
     """Check the inputs against each other and against the attributes."""
     check_names(shapes, ("query",), INPUTS)
     for one, other in PAIRS:
-        if (one in shapes) != (other in shapes):
-            given, missing = (one, other) if one in shapes else (other, one)
-            raise ValueError(f"{given} is given without {missing}")
+        check_pair(one, other, shapes)
     _check_types(dtypes, attributes)
     sizes = _sizes(shapes, attributes)
     if sizes.sliding and (sizes.shared or sizes.capacity < attributes.local_window_size):
