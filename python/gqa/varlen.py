@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -10,9 +10,28 @@ from gqa.arguments import Array, as_array, dtype_name, int_array, lengths_array
 from gqa.dtypes import require_float
 from gqa.quantization import Quantized
 from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Table, attend_sequences, check_tensors, contiguous
-from gqa.shapes import attention_shapes
+from gqa.shapes import attention_shapes, check_broadcast
+from gqa.signatures import SequenceOptions, Window
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
+@overload
+def varlen_attention(
+    q: Array, k: Array | Quantized, v: Array | Quantized, cu_seqlens_q: Any, cu_seqlens_k: Any, *,
+    kv_lengths: Any = ..., return_lse: Literal[False] = ..., **options: Unpack[SequenceOptions],
+) -> Array: ...  # fmt: skip
+@overload
+def varlen_attention(
+    q: Array, k: Array | Quantized, v: Array | Quantized, cu_seqlens_q: Any, cu_seqlens_k: Any, *,
+    kv_lengths: Any = ..., return_lse: Literal[True], **options: Unpack[SequenceOptions],
+) -> tuple[Array, Array]: ...  # fmt: skip
+@overload
+def varlen_attention(
+    q: Array, k: Array | Quantized, v: Array | Quantized, cu_seqlens_q: Any, cu_seqlens_k: Any, *,
+    kv_lengths: Any = ..., return_lse: bool = ..., **options: Unpack[SequenceOptions],
+) -> Array | tuple[Array, Array]: ...  # fmt: skip
 def varlen_attention(
     q: Array,
     k: Array | Quantized,
@@ -21,15 +40,16 @@ def varlen_attention(
     cu_seqlens_k: Any,
     *,
     kv_lengths: Any = None,
+    mask: Array | None = None,
     causal: bool = False,
-    window: tuple[int | None, int | None] | None = None,
+    window: Window | None = None,
     scale: float | None = None,
     softcap: float = 0.0,
     sinks: Array | None = None,
     out: Array | None = None,
     return_lse: bool = False,
     num_threads: int | None = None,
-) -> Any:
+) -> Array | tuple[Array, Array]:
     """Attention within each sequence of a packed batch.
 
     Sequence n has the queries cu_seqlens_q[n] to cu_seqlens_q[n + 1] of q and the keys cu_seqlens_k[n] to
@@ -46,6 +66,9 @@ def varlen_attention(
         Where the sequences begin and end: 0 first, not decreasing, at most Tq or Tk. Sequences may be empty.
     kv_lengths : array of int, shape (N,), optional
         How many of its keys each sequence uses; those past it are never read.
+    mask : ndarray, optional
+        bool (True: attend) or float, broadcast to (N, Hq, most queries of a sequence, most keys of a sequence), keys
+        past kv_lengths counted; rows and columns count from each sequence's own first query and key.
     causal, window, scale, softcap, sinks, num_threads
         As in :func:`gqa.attention`.
     out : ndarray, shape (Tq, Hq, Dv), optional
@@ -94,6 +117,10 @@ def varlen_attention(
     if len(k_ends) != count + 1:
         raise ValueError(f"cu_seqlens_k has shape {k_ends.shape}, expected {q_ends.shape} as cu_seqlens_q")
     queries, keys = np.diff(q_ends), np.diff(k_ends)
+    mask_shape = count, int(queries.max(initial=0)), int(keys.max(initial=0))
+    if mask is not None and count == 0:
+        check_broadcast("mask", as_array("mask", mask).shape, (0, sizes.query_heads, 0, 0))
+        mask = None  # the rows of padding have none
     if kv_lengths is not None:
         keys = lengths_array("kv_lengths", kv_lengths, (count,), keys)
 
@@ -103,14 +130,17 @@ def varlen_attention(
     sequences[-1, 3] = sizes.queries - q_ends[-1]  # the last has no query: its rows are padding
     sequences[:-1, 5] = keys - queries
     sequences[:-1, 6] = keys
+    sequences[:-1, 7] = np.arange(count)
     sequences[:-1, 9] = 1
     runs = np.zeros((count, RUN_COLUMNS), np.int64)
     runs[:, 2] = k_ends[:-1]
     runs[:, 3] = keys
-    return attend_sequences(
-        q, [(contiguous(k)[None], contiguous(v)[None])], sequences, runs, causal=causal, window=window, scale=scale,
-        softcap=softcap, sinks=sinks, out=out, return_lse=return_lse, num_threads=num_threads, given=(k, v),
+    result: Array | tuple[Array, Array] = attend_sequences(
+        q, [(contiguous(k)[None], contiguous(v)[None])], sequences, runs, mask=mask, mask_shape=mask_shape,
+        causal=causal, window=window, scale=scale, softcap=softcap, sinks=sinks, out=out, return_lse=return_lse,
+        num_threads=num_threads, given=(k, v),
     )  # fmt: skip
+    return result
 
 
 def _boundaries(name: str, value: Any, tokens: int) -> Table:

@@ -122,17 +122,18 @@ def test_rows_without_new_tokens_see_what_is_left(rng):
     assert_same_bits(ring.attend(q, window=(2, None)), full.attend(q, window=(2, None)))
 
 
-def test_truncate_keeps_a_whole_window_or_refuses(rng):
-    ring, full = pair(4, 7)
-    for cache in (ring, full):
-        cache.append(*np.ones((2, 1, 2, 10, 8), np.float32))  # the ring has 3 to 9
-    ring.truncate(7)
-    full.truncate(7)
-    with pytest.raises(ValueError, match=r"lengths\[0\] is 6, but of the window of 4 .* the tokens before 3"):
-        ring.truncate(6)
-    for count in (1, 9, 1):
-        assert_step_equal(rng, ring, full, count, 4)
-    assert_step_equal(rng, ring.reset(), full.reset(), 2, 4)
+@pytest.mark.parametrize(("window", "capacity", "least"), [(4, 7, 6), (3, 4, 8), (1, 2, 0), (1, 5, 0), (5, 5, 9)])
+def test_truncate_keeps_what_the_next_token_attends_or_refuses(rng, window, capacity, least):
+    ring, full = pair(window, capacity)
+    assert_step_equal(rng, ring, full, 10, window)
+    for kept in range(1, least):
+        with pytest.raises(ValueError, match=rf"lengths\[0\] is {kept}, but the next token attends those from"):
+            ring.truncate(kept)
+    for kept in range(least, 11):
+        shorter, whole = ring.copy().truncate(kept), full.copy().truncate(kept)
+        for count in (1, 9, 1):
+            assert_step_equal(rng, shorter, whole, count, window)
+    assert_step_equal(rng, ring.reset(), full.reset(), 2, window)
 
 
 def test_select_grow_and_copy(rng):
@@ -152,6 +153,6 @@ def test_a_smaller_ring_has_dropped_more(rng):
     assert_step_equal(rng, ring, full, 9, 4)
     ring.copy().truncate(5)
     ring.grow(4)
-    with pytest.raises(ValueError, match="the ring has dropped the tokens before 5"):
-        ring.truncate(8)
+    with pytest.raises(ValueError, match="from 4 on, of which the ring has dropped those before 5"):
+        ring.truncate(7)
     assert_step_equal(rng, ring, full, 1, 4)

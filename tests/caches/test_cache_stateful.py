@@ -79,7 +79,8 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def truncate(self, data):
         kept = [data.draw(st.integers(0, len(s))) for s in self.sequences]
-        if any(n > 0 and max(n - (self.window or 0), 0) < oldest for n, oldest in zip(kept, self.oldest)):
+        seen = [max(n + 1 - (self.window or n + 1), 0) for n in kept]  # the first token that the next one attends
+        if any(first < min(n, oldest) for first, n, oldest in zip(seen, kept, self.oldest)):
             self.refused("the ring has dropped", lambda: self.cache.truncate(kept))
             return
         self.cache.truncate(kept)

@@ -50,6 +50,27 @@ def test_prompts_and_steps_in_one_call(rng, isa, stored, page_size):
         assert cache.lengths == {id_: len(sequence) for id_, sequence in model.items()}
 
 
+@pytest.mark.parametrize("shape", [(3, 6, 7, 30), (1, 1, 7, 30), (3, 1, 1, 30), (3, 6, 7, 1), (30,)], ids=str)
+@pytest.mark.parametrize("kind", ["bool", "float32"])
+def test_masks_count_from_the_first_query_and_token_of_a_sequence(rng, isa, kind, shape):
+    """A row of the mask for each new token and a column for each token, of the sequence that has most."""
+    cache, model = make(), Sequence.empty(2, 16, 24)
+    ids, before, lengths = [cache.add() for _ in range(3)], [23, 0, 12], [7, 5, 1]
+    mask = rng.random(shape) < 0.7 if kind == "bool" else rng.standard_normal(shape).astype(kind)
+    old, new = new_tokens(rng, sum(before)), new_tokens(rng, sum(lengths))
+    cache.append(ids, *old, before)
+    q = packed(rng, sum(lengths), heads=6)
+    out, lse = cache.attend(ids, q, lengths, *new, mask=mask, return_lse=True)
+    again = cache.attend(ids, q, lengths, mask=mask)
+    assert_same_bits(out, again)
+    for b, (past, rows) in enumerate(zip(parts(before), parts(lengths))):
+        sequence = model.append(*(x[past] for x in old), "float32").append(*(x[rows] for x in new), "float32")
+        part = np.broadcast_to(mask, (3, 6, 7, 30))[b, :, : lengths[b], : len(sequence)]
+        expected, expected_lse = sequence.attend(q[rows], mask=part)
+        assert_close(out[rows], expected, magnitude=2)
+        assert_lse_close(lse[:, rows].T, expected_lse)
+
+
 def test_bits_are_those_of_a_contiguous_cache(rng, isa, dtype):
     pages, plain = make(200, 16), gqa.KVCache(1, 2, 3000, 16, v_head_dim=24, layout="bshd")
     id_ = pages.add()

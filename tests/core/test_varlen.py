@@ -61,6 +61,44 @@ def test_options(rng, isa, dtype, options):
     assert_lse_close(lse, expected_lse)
 
 
+MASKS = [(7, 4, 40, 1100), (1, 4, 1, 1100), (7, 1, 40, 1), (1, 1, 1, 1), (4, 40, 1100), (1100,)]
+
+
+@pytest.mark.parametrize("shape", MASKS, ids=str)
+@pytest.mark.parametrize("kind", ["bool", "float32", "float64"])
+def test_masks_count_from_the_first_query_and_key_of_a_sequence(rng, isa, kind, shape):
+    q, k, v, cu_q, cu_k = problem(rng)
+    mask = rng.random(shape) < 0.7 if kind == "bool" else rng.standard_normal(shape).astype(kind)
+    out, lse = gqa.varlen_attention(q, k, v, cu_q, cu_k, mask=mask, causal=True, return_lse=True)
+    whole = np.broadcast_to(mask, (7, 4, 40, 1100))
+    for n in range(7):
+        rows, keys = slice(cu_q[n], cu_q[n + 1]), slice(cu_k[n], cu_k[n + 1])
+        part = whole[n, :, : Q_LENGTHS[n], : K_LENGTHS[n]]
+        options = {"mask": part, "causal": True, "layout": "bshd"}
+        expected_out, expected_lse = oracle.attention(q[rows], k[keys], v[keys], **options)
+        assert_close(out[rows], expected_out, magnitude=2)
+        assert_lse_close(lse[:, rows].T, expected_lse)
+        assert_same_bits(out[rows], gqa.attention(q[rows], k[keys], v[keys], **options))
+
+
+def test_a_mask_with_lengths_has_a_column_for_every_key(rng):
+    q, k, v, cu_q, cu_k = problem(rng)
+    lengths = OPTIONS["lengths"]["kv_lengths"]
+    mask = rng.random((7, 4, 40, 1100)) < 0.7
+    out = gqa.varlen_attention(q, k, v, cu_q, cu_k, mask=mask, kv_lengths=lengths)
+    for n, used in enumerate(lengths):
+        rows, keys = slice(cu_q[n], cu_q[n + 1]), slice(cu_k[n], cu_k[n] + used)
+        part = mask[n, :, : Q_LENGTHS[n], :used]
+        assert_same_bits(out[rows], gqa.attention(q[rows], k[keys], v[keys], mask=part, layout="bshd"))
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_mask_for_nothing(rng, count):
+    q, k, v = problem(rng, [3], [3])[:3]
+    out = gqa.varlen_attention(q, k, v, [0] * (count + 1), [0] * (count + 1), mask=np.ones((count, 4, 0, 0), bool))
+    assert not out.any()
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.lists(st.tuples(st.integers(0, 20), st.integers(0, 120)), max_size=8),
@@ -249,6 +287,10 @@ GOOD = {
         ({"q": np.ones((6, 4, 16), int)}, TypeError, "q has dtype int64"),
         ({"k": np.ones((9, 2, 16), np.int8)}, TypeError, "k has dtype int8, expected .*Quantized"),
         ({"q": [[[1.0]]]}, TypeError, "q is a list"),
+        ({"mask": np.ones((2, 4, 4, 4), bool)}, ValueError, r"mask has shape \(2, 4, 4, 4\).* \(2, 4, 4, 5\)"),
+        ({"mask": np.ones((3, 1, 4, 5), bool)}, ValueError, r"mask has shape \(3, 1, 4, 5\)"),
+        ({"mask": np.ones((2, 4, 4, 5), int)}, TypeError, "mask has dtype int64"),
+        ({"mask": [[True]]}, TypeError, "mask is a list"),
         ({"causal": 1}, TypeError, "causal is 1"),
         ({"window": (-1, 0)}, ValueError, "window is"),
         ({"scale": np.nan}, ValueError, "scale is nan"),

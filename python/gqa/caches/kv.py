@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from operator import add
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from gqa.arguments import Array
 from gqa.caches.slots import Slots
 from gqa.caches.storage import check_queries, storage_dtype, storage_sizes
-from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Table, Tensor, attend_sequences, int_list, table
+from gqa.dtypes import dtype_named
+from gqa.sequences import Table, Tensor, attend_sequences, int_list
 from gqa.shapes import check_int, check_window, layout_axes
+from gqa.signatures import SequenceOptions, Window
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class KVCache:
@@ -83,6 +87,16 @@ class KVCache:
         return self._slots.capacity
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the stored keys and values."""
+        return dtype_named(self._slots.dtype)
+
+    @property
+    def layout(self) -> str:
+        """The layout of k, v, q, out, lse and the stored arrays: "bhsd" or "bshd"."""
+        return self._slots.layout
+
+    @property
     def lengths(self) -> Table:
         """How many tokens each sequence has been given, those that a ring has dropped included: shape (B,), a copy."""
         return np.array(self._slots.lengths, np.int64)
@@ -106,7 +120,7 @@ class KVCache:
         """Bytes of storage."""
         return sum(x.nbytes for x in self._slots.store)
 
-    def append(self, k: Tensor, v: Tensor, lengths: Any = None) -> None:
+    def append(self, k: Tensor, v: Tensor, lengths: Any = None) -> KVCache:
         """Write new tokens behind those that are there.
 
         Parameters
@@ -115,6 +129,11 @@ class KVCache:
             May not share memory with the cache.
         lengths : array of int, shape (B,), optional
             Sequence b takes its first lengths[b] tokens, default all L; what lies past them has no effect.
+
+        Returns
+        -------
+        KVCache
+            Itself, so that calls can be chained.
 
         Raises
         ------
@@ -125,7 +144,23 @@ class KVCache:
             written then.
         """
         self._slots.write(*self._slots.accept(k, v, lengths))
+        return self
 
+    @overload
+    def attend(
+        self, q: Array, k: Tensor | None = ..., v: Tensor | None = ..., *, lengths: Any = ...,
+        return_lse: Literal[False] = ..., **options: Unpack[SequenceOptions],
+    ) -> Array: ...  # fmt: skip
+    @overload
+    def attend(
+        self, q: Array, k: Tensor | None = ..., v: Tensor | None = ..., *, lengths: Any = ...,
+        return_lse: Literal[True], **options: Unpack[SequenceOptions],
+    ) -> tuple[Array, Array]: ...  # fmt: skip
+    @overload
+    def attend(
+        self, q: Array, k: Tensor | None = ..., v: Tensor | None = ..., *, lengths: Any = ...,
+        return_lse: bool = ..., **options: Unpack[SequenceOptions],
+    ) -> Array | tuple[Array, Array]: ...  # fmt: skip
     def attend(
         self,
         q: Array,
@@ -135,21 +170,22 @@ class KVCache:
         lengths: Any = None,
         mask: Array | None = None,
         causal: bool = True,
-        window: tuple[int | None, int | None] | None = None,
+        window: Window | None = None,
         scale: float | None = None,
         softcap: float = 0.0,
         sinks: Array | None = None,
         out: Array | None = None,
         return_lse: bool = False,
         num_threads: int | None = None,
-    ) -> Any:
+    ) -> Array | tuple[Array, Array]:
         """Append k and v, if given, and attend to everything there is.
 
         Parameters
         ----------
         q : ndarray, shape (B, Hq, S, D)
             float32, float64, float16 or bfloat16. With new tokens, row i of sequence b stands at the position of new
-            token i, and rows at or past lengths[b] are 0; without, the rows stand at the end of the sequence.
+            token i, so that S may be less than L, and rows at or past lengths[b] or L are padding; without, the rows
+            stand at the end of the sequence.
         k, v, lengths
             As in :meth:`append`.
         mask : ndarray, optional
@@ -164,8 +200,9 @@ class KVCache:
         Returns
         -------
         out : ndarray, shape (B, Hq, S, Dv), of q's dtype
+            0 in rows without keys and in padding.
         lse : ndarray, shape (B, Hq, S)
-            If return_lse.
+            If return_lse. A row without keys has the logit of its sink, or -inf; padding has -inf in any case.
 
         Raises
         ------
@@ -182,29 +219,19 @@ class KVCache:
         if slots.window is not None:
             left = slots.window - 1 if left is None else min(left, slots.window - 1)
 
-        stores, counts, rows = [slots.store], [0] * batch, [queries] * batch
-        positions = [length - queries for length in slots.lengths]  # of row 0
+        stores, counts, ends = [slots.store], None, slots.lengths
         if k is not None or v is not None:
             new, counts = slots.accept(k, v, lengths)
             stores.append(new)
-            rows = [min(queries, count) for count in counts]
-            positions = slots.lengths
+            ends = list(map(add, ends, counts))
         elif lengths is not None:
             raise ValueError("lengths is given without k and v, whose tokens it counts")
-        sequences, runs = [], []
-        for b, (length, count, row, position) in enumerate(zip(slots.lengths, counts, rows, positions)):
-            origin = slots.origin(b, position, left)
-            stored = slots.runs(b, origin)
-            runs += [*stored, (1, b, 0, count)]
-            keys = length + count - origin
-            sequences.append((b, 0, row, queries - row, 0, position - origin, keys, b, origin, len(stored) + 1))
-        longest = 0 if mask is None else max(map(add, slots.lengths, counts), default=0)
-        result = attend_sequences(
-            q, stores, table(sequences, SEQUENCE_COLUMNS), table(runs, RUN_COLUMNS), layout=slots.layout, mask=mask,
-            mask_shape=(batch, queries, longest), causal=causal, window=(left, right), scale=scale, softcap=softcap,
-            sinks=sinks, out=out, return_lse=return_lse, num_threads=num_threads, given=(k, v),
+        result: Array | tuple[Array, Array] = attend_sequences(
+            q, stores, *slots.tables(queries, counts, left), layout=slots.layout, mask=mask,
+            mask_shape=(batch, queries, max(ends, default=0)), causal=causal, window=(left, right), scale=scale,
+            softcap=softcap, sinks=sinks, out=out, return_lse=return_lse, num_threads=num_threads, given=(k, v),
         )  # fmt: skip
-        if len(stores) > 1:
+        if counts is not None:
             slots.write(new, counts)
         return result
 
@@ -214,7 +241,8 @@ class KVCache:
         Parameters
         ----------
         lengths : int or array of int, shape (B,)
-            How many tokens to keep, at most as many as there are. A ring must still hold the whole window before that.
+            How many tokens to keep, at most as many as there are. A ring must still hold the window - 1 tokens before
+            that, which the next token attends: capacity - window + 1 tokens can always be dropped, and then new ones.
 
         Returns
         -------
@@ -271,6 +299,8 @@ class KVCache:
 
     def copy(self) -> KVCache:
         """An independent copy."""
-        other = copy.copy(self)
+        other = object.__new__(type(self))
         other._slots = self._slots.copy(range(len(self._slots.lengths)), self.capacity)
         return other
+
+    __copy__ = copy

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -10,17 +11,19 @@ from gqa.arguments import Array
 from gqa.caches.pages import PagedSequence, PagePool
 from gqa.caches.storage import as_stored, check_queries, storage_dtype, storage_sizes
 from gqa.sequences import (
-    RUN_COLUMNS,
-    SEQUENCE_COLUMNS,
     Store,
     Table,
     Tensor,
+    arrays,
     attend_sequences,
     check_tensors,
     int_list,
-    table,
 )
 from gqa.shapes import check_int, check_shape
+from gqa.signatures import SequenceOptions, Window
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class PagedKVCache:
@@ -95,6 +98,16 @@ class PagedKVCache:
         return self._pool.values
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the stored keys and values."""
+        return arrays(self._pool.keys)[0].dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of storage."""
+        return self._pool.keys.nbytes + self._pool.values.nbytes
+
+    @property
     def lengths(self) -> dict[int, int]:
         """How many tokens each sequence has, by id."""
         return {id_: sequence.length for id_, sequence in self._sequences.items()}
@@ -102,7 +115,7 @@ class PagedKVCache:
     @property
     def block_tables(self) -> dict[int, Table]:
         """The pages of each sequence, by id: token p is in slot p % page_size of the page at p // page_size."""
-        return {id_: np.array(sequence.pages, np.int64) for id_, sequence in self._sequences.items()}
+        return {id_: np.array(self._pool.used(sequence), np.int64) for id_, sequence in self._sequences.items()}
 
     @property
     def free_pages(self) -> int:
@@ -115,22 +128,30 @@ class PagedKVCache:
 
     def fork(self, id: int) -> int:
         """A new sequence with the tokens of another, in the same pages; returns its id."""
-        (sequence,) = self._find([id])
-        return self._insert(self._pool.share(sequence))
+        return self._insert(self._pool.share(self._sequences[self._known(id)]))
 
-    def truncate(self, id: int, length: int) -> None:
-        """Keep the first `length` tokens of a sequence, and give up the pages of the others."""
-        (sequence,) = self._find([id])
-        if check_int("length", length, 0) > sequence.length:
+    def truncate(self, id: int, length: int) -> PagedKVCache:
+        """Keep the first `length` tokens of a sequence, and give up the pages of the others; returns the cache."""
+        sequence = self._sequences[self._known(id)]
+        kept = check_int("length", length, 0)
+        if kept > sequence.length:
             raise ValueError(f"length is {length}, expected at most {sequence.length}, the tokens of the sequence")
-        self._pool.truncate(sequence, int(length))
+        self._pool.truncate(sequence, kept)
+        return self
 
-    def free(self, id: int) -> None:
-        """Forget a sequence, and give up its pages."""
-        self.truncate(id, 0)
-        del self._sequences[id]
+    def free(self, id: int) -> PagedKVCache:
+        """Forget a sequence, and give up its pages; returns the cache."""
+        self._pool.truncate(self._sequences.pop(self._known(id)), 0)
+        return self
 
-    def append(self, ids: Any, k: Tensor, v: Tensor, lengths: Any) -> None:
+    def copy(self) -> PagedKVCache:
+        """An independent copy, also of storage that is the caller's."""
+        return copy.deepcopy(self)
+
+    def __copy__(self) -> PagedKVCache:
+        return self.copy()
+
+    def append(self, ids: Any, k: Tensor, v: Tensor, lengths: Any) -> PagedKVCache:
         """Write new tokens behind those that are there.
 
         Parameters
@@ -141,6 +162,11 @@ class PagedKVCache:
             The new tokens, those of the first sequence first. They may not share memory with the pool.
         lengths : array of int, shape (N,)
             How many of them each sequence takes; Tk together.
+
+        Returns
+        -------
+        PagedKVCache
+            Itself, so that calls can be chained.
 
         Raises
         ------
@@ -153,7 +179,23 @@ class PagedKVCache:
         sequences = self._find(ids)
         counts = _counts("lengths", lengths, sequences)
         self._pool.append(sequences, self._accept(k, v, sequences, counts), counts)
+        return self
 
+    @overload
+    def attend(
+        self, ids: Any, q: Array, q_lengths: Any, k: Tensor | None = ..., v: Tensor | None = ..., *,
+        return_lse: Literal[False] = ..., **options: Unpack[SequenceOptions],
+    ) -> Array: ...  # fmt: skip
+    @overload
+    def attend(
+        self, ids: Any, q: Array, q_lengths: Any, k: Tensor | None = ..., v: Tensor | None = ..., *,
+        return_lse: Literal[True], **options: Unpack[SequenceOptions],
+    ) -> tuple[Array, Array]: ...  # fmt: skip
+    @overload
+    def attend(
+        self, ids: Any, q: Array, q_lengths: Any, k: Tensor | None = ..., v: Tensor | None = ..., *,
+        return_lse: bool = ..., **options: Unpack[SequenceOptions],
+    ) -> Array | tuple[Array, Array]: ...  # fmt: skip
     def attend(
         self,
         ids: Any,
@@ -162,15 +204,16 @@ class PagedKVCache:
         k: Tensor | None = None,
         v: Tensor | None = None,
         *,
+        mask: Array | None = None,
         causal: bool = True,
-        window: tuple[int | None, int | None] | None = None,
+        window: Window | None = None,
         scale: float | None = None,
         softcap: float = 0.0,
         sinks: Array | None = None,
         out: Array | None = None,
         return_lse: bool = False,
         num_threads: int | None = None,
-    ) -> Any:
+    ) -> Array | tuple[Array, Array]:
         """Append k and v, if given, and let each sequence's queries attend its tokens.
 
         Parameters
@@ -184,6 +227,9 @@ class PagedKVCache:
             How many queries each sequence has; Tq together.
         k, v : ndarray or Quantized, shape (Tq, Hkv, D) and (Tq, Hkv, Dv), optional
             New tokens, as many as queries.
+        mask : ndarray, optional
+            bool (True: attend) or float, broadcast to (N, Hq, most queries of a sequence, most tokens of a sequence
+            after appending); rows and columns count from each sequence's own first query and token.
         causal, window, scale, softcap, sinks, out, return_lse, num_threads
             As in :func:`gqa.varlen_attention`, but causal by default.
 
@@ -207,8 +253,10 @@ class PagedKVCache:
         if k is not None or v is not None:
             stores.append(self._accept(k, v, sequences, queries))
             counts = queries
-        result = attend_sequences(
-            q, stores, *self._tables(sequences, queries, counts), causal=causal, window=window, scale=scale,
+        most_keys = max((s.length + count for s, count in zip(sequences, counts)), default=0)
+        result: Array | tuple[Array, Array] = attend_sequences(
+            q, stores, *self._pool.tables(sequences, queries, counts), mask=mask,
+            mask_shape=(len(sequences), max(queries, default=0), most_keys), causal=causal, window=window, scale=scale,
             softcap=softcap, sinks=sinks, out=out, return_lse=return_lse, num_threads=num_threads, given=(k, v),
         )  # fmt: skip
         if len(stores) > 1:
@@ -219,6 +267,12 @@ class PagedKVCache:
         self._next_id += 1
         self._sequences[self._next_id - 1] = sequence
         return self._next_id - 1
+
+    def _known(self, id: Any) -> int:
+        number = check_int("id", id)
+        if number not in self._sequences:
+            raise ValueError(f"id is {number}, which is no sequence of this cache")
+        return number
 
     def _find(self, ids: Any) -> list[PagedSequence]:
         numbers = int_list("ids", ids, np.size(ids))
@@ -238,23 +292,6 @@ class PagedKVCache:
         if needed > self.free_pages:
             raise ValueError(f"{sum(counts)} more tokens need {needed} pages, but only {self.free_pages} are free")
         return as_stored(k[None], v[None], self._pool.store)
-
-    def _tables(self, sequences: list[PagedSequence], queries: list[int], counts: list[int]) -> tuple[Table, Table]:
-        """The core's tables of sequences and runs: the pages of each sequence, then its new tokens."""
-        runs = np.zeros((sum(len(sequence.pages) + 1 for sequence in sequences), RUN_COLUMNS), np.int64)
-        runs[:, 3] = self._pool.page_size
-        rows, token, run = [], 0, 0
-        for sequence, query_count, count in zip(sequences, queries, counts):
-            end = run + len(sequence.pages)
-            runs[run:end, 1] = sequence.pages
-            if filled := sequence.length % self._pool.page_size:
-                runs[end - 1, 3] = filled
-            runs[end] = 1, 0, token, count
-            keys = sequence.length + count
-            rows.append((0, token, query_count, 0, 0, keys - query_count, keys, 0, 0, end + 1 - run))
-            token += query_count
-            run = end + 1
-        return table(rows, SEQUENCE_COLUMNS), runs
 
 
 def _counts(name: str, value: Any, sequences: list[PagedSequence]) -> list[int]:

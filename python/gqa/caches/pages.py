@@ -12,13 +12,13 @@ import numpy as np
 from gqa.arguments import as_array, contiguous_channels, dtype_name, sharing_memory
 from gqa.caches.storage import copy_tokens, zeros
 from gqa.quantization import Quantized
-from gqa.sequences import Store, Tensor, arrays, spans
+from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Store, Table, Tensor, arrays, spans, table
 from gqa.shapes import Shape, check_shape
 
 
 @dataclass
 class PagedSequence:
-    """Token p is in slot p % page_size of pages[p // page_size]; no page is empty."""
+    """Token p is in slot p % page_size of pages[p // page_size]."""
 
     pages: array[int] = field(default_factory=lambda: array("q"))
     length: int = 0
@@ -39,7 +39,7 @@ class PagePool:
     ) -> None:
         shapes = [(num_pages, kv_heads, page_size, head_dim) for head_dim in head_dims]
         if storage is None:
-            self.keys, self.values = (zeros(shape, dtype) for shape in shapes)
+            self.keys, self.values = (zeros("num_pages", num_pages, shape, dtype) for shape in shapes)
         elif isinstance(storage, (tuple, list)) and len(storage) == 2:
             self.keys, self.values = (
                 _checked(f"storage of {name}", x, shape, dtype)
@@ -51,66 +51,112 @@ class PagePool:
         for x, y in zip(arrays(self.keys), arrays(self.values)):
             if sharing_memory(x, (y,)):
                 raise ValueError("storage has keys and values that overlap in memory")
-        self.store: Store = (_tokens_first(self.keys), _tokens_first(self.values))
+        self.store = self._views()
         self.free = list(range(num_pages))[::-1]
         self._owners = [0] * num_pages
+
+    def _views(self) -> Store:
+        return _tokens_first(self.keys), _tokens_first(self.values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: views would become arrays of their own."""
+        return {name: x for name, x in vars(self).items() if name != "store"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.store = self._views()
 
     def pages(self, tokens: int) -> int:
         """How many pages so many tokens fill, the last perhaps in part."""
         return -(-tokens // self.page_size)
 
+    def used(self, sequence: PagedSequence) -> array[int]:
+        """The pages that hold tokens; others may be there for the next."""
+        return sequence.pages[: self.pages(sequence.length)]
+
     def share(self, sequence: PagedSequence) -> PagedSequence:
         """Another sequence in the same pages."""
-        for page in sequence.pages:
+        pages = self.used(sequence)
+        for page in pages:
             self._owners[page] += 1
-        return PagedSequence(sequence.pages[:], sequence.length)
+        return PagedSequence(pages, sequence.length)
 
     def truncate(self, sequence: PagedSequence, length: int) -> None:
         """Drop the tokens from `length` on, and give up their pages."""
         kept = self.pages(length)
-        for page in sequence.pages[kept:]:
-            self._release(page)
-        del sequence.pages[kept:]
+        dropped = sequence.pages[kept:]
         sequence.length = length
+        del sequence.pages[kept:]
+        for page in dropped:
+            self._release(page)
 
     def needed(self, sequences: list[PagedSequence], counts: list[int]) -> int:
         """How many free pages it takes to append so many tokens."""
         pages = 0
         writers: Counter[int] = Counter()  # of pages that are filled in part: the last of their owners needs no copy
         for sequence, count in zip(sequences, counts):
-            pages += self.pages(sequence.length + count) - len(sequence.pages)
+            pages += max(self.pages(sequence.length + count) - len(sequence.pages), 0)
             if count > 0 and sequence.length % self.page_size:
-                last = sequence.pages[-1]
+                last = sequence.pages[sequence.length // self.page_size]
                 writers[last] += 1
                 pages += self._owners[last] > writers[last]
         return pages
 
     def append(self, sequences: list[PagedSequence], new: Store, counts: list[int]) -> None:
-        """Append the tokens of `new`, shape (1, tokens, ...), those of the first sequence first."""
-        moves, token = [], 0
+        """Append the tokens of `new`, shape (1, tokens, ...), those of the first sequence first.
+
+        A signal at any point leaves every sequence with tokens that are all there: pages first, then data, then
+        lengths. A page may be lost.
+        """
         for sequence, count in zip(sequences, counts):
             if count > 0 and sequence.length % self.page_size:
                 self._copy_on_write(sequence)
-            before, sequence.length = sequence.length, sequence.length + count
-            sequence.pages.extend(self._take() for _ in range(len(sequence.pages), self.pages(sequence.length)))
-            for p, n in spans(before, sequence.length, self.page_size):
+            missing = self.pages(sequence.length + count) - len(sequence.pages)
+            if missing > 0:
+                sequence.pages.extend(self._take(missing))
+        moves, token = [], 0
+        for sequence, count in zip(sequences, counts):
+            for p, n in spans(sequence.length, sequence.length + count, self.page_size):
                 moves.append((sequence.pages[p // self.page_size], p % self.page_size, 0, token, n))
                 token += n
         copy_tokens(self.store, new, moves, "bshd")
+        for sequence, count in zip(sequences, counts):
+            sequence.length += count
+
+    def tables(self, sequences: list[PagedSequence], queries: list[int], counts: list[int]) -> tuple[Table, Table]:
+        """The core's tables of sequences and runs: the pages of each sequence, then its new tokens."""
+        pages = [self.used(sequence) for sequence in sequences]
+        runs = np.zeros((sum(map(len, pages)) + len(pages), RUN_COLUMNS), np.int64)
+        runs[:, 3] = self.page_size
+        rows, token, run = [], 0, 0
+        for b, (sequence, query_count, count) in enumerate(zip(sequences, queries, counts)):
+            end = run + len(pages[b])
+            runs[run:end, 1] = pages[b]
+            if filled := sequence.length % self.page_size:
+                runs[end - 1, 3] = filled
+            runs[end] = 1, 0, token, count
+            keys = sequence.length + count
+            rows.append((0, token, query_count, 0, 0, keys - query_count, keys, b, 0, end + 1 - run))
+            token += query_count
+            run = end + 1
+        return table(rows, SEQUENCE_COLUMNS), runs
 
     def _copy_on_write(self, sequence: PagedSequence) -> None:
-        """Give the sequence a last page of its own."""
-        shared = sequence.pages[-1]
+        """Give the sequence a page of its own for its next token."""
+        index, filled = divmod(sequence.length, self.page_size)
+        shared = sequence.pages[index]
         if self._owners[shared] > 1:
-            sequence.pages[-1] = self._take()
+            (page,) = self._take(1)
+            copy_tokens(self.store, self.store, [(page, 0, shared, 0, filled)], "bshd")
+            sequence.pages[index] = page
             self._release(shared)
-            filled = sequence.length % self.page_size
-            copy_tokens(self.store, self.store, [(sequence.pages[-1], 0, shared, 0, filled)], "bshd")
 
-    def _take(self) -> int:
-        page = self.free.pop()
-        self._owners[page] = 1
-        return page
+    def _take(self, count: int) -> list[int]:
+        pages = self.free[: -count - 1 : -1]
+        del self.free[-count:]
+        for page in pages:
+            self._owners[page] = 1
+        return pages
 
     def _release(self, page: int) -> None:
         self._owners[page] -= 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import add
 from typing import Any
 
 import numpy as np
 
 from gqa.caches.storage import as_stored, copy_tokens, zeros
 from gqa.quantization import Quantized
-from gqa.sequences import Store, Tensor, check_tensors, int_list, spans
+from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Store, Table, Tensor, check_tensors, int_list, spans, table
 from gqa.shapes import LAYOUTS, Shape, check_shape
 
 # In a ring the keys of a sequence are numbered from a multiple of this on: the blocks and splits of the kernels then
@@ -42,7 +43,9 @@ class Slots:
         self.dtype, self.layout, self.window = dtype, layout, window
         self.axes = LAYOUTS[layout]
         self.token_axis = self.axes.index("tokens")
-        keys, values = (zeros(self._shape(batch, capacity, head_dim), dtype) for head_dim in head_dims)
+        keys, values = (
+            zeros("capacity", capacity, self._shape(batch, capacity, head_dim), dtype) for head_dim in head_dims
+        )
         self.store: Store = (keys, values)
         self.lengths = [0] * batch
         self.oldest = [0] * batch
@@ -73,7 +76,24 @@ class Slots:
             k, v = self._without_padding(k, counts), self._without_padding(v, counts)
         return as_stored(k, v, self.store), counts
 
-    def origin(self, b: int, position: int, left: int | None) -> int:
+    def tables(self, queries: int, counts: list[int] | None, left: int | None) -> tuple[Table, Table]:
+        """The core's tables of sequences and runs: `queries` rows each, the slots (store 0), new tokens (store 1).
+
+        With new tokens, counts[b] of them, row i stands at the i-th; without, the rows stand at the end.
+        """
+        sequences, runs = [], []
+        for b, length in enumerate(self.lengths):
+            count, rows, position = 0, queries, length - queries
+            if counts is not None:
+                count, rows, position = counts[b], min(queries, counts[b]), length
+            origin = self._origin(b, position, left)
+            stored = [(0, b, p % self.capacity, n) for p, n in spans(origin, length, self.capacity)]
+            runs += [*stored, (1, b, 0, count)]
+            keys = length + count - origin
+            sequences.append((b, 0, rows, queries - rows, 0, position - origin, keys, b, origin, len(stored) + 1))
+        return table(sequences, SEQUENCE_COLUMNS), table(runs, RUN_COLUMNS)
+
+    def _origin(self, b: int, position: int, left: int | None) -> int:
         """The token that is key 0 for queries of sequence b from `position` on, which see `left` tokens before it."""
         if self.window is None or left is None:
             return 0
@@ -84,33 +104,32 @@ class Slots:
             )
         return first // ALIGNMENT * ALIGNMENT  # tokens before `first` are never read
 
-    def runs(self, b: int, origin: int) -> list[tuple[int, int, int, int]]:
-        """Where the tokens of sequence b from `origin` on are: runs of store 0."""
-        return [(0, b, p % self.capacity, n) for p, n in spans(origin, self.lengths[b], self.capacity)]
-
     def write(self, new: Store, counts: list[int]) -> None:
         """Append the first counts[b] tokens of `new` to sequence b; of more than the capacity, the last ones."""
-        moves = []
-        for b, (before, count) in enumerate(zip(self.lengths, counts)):
-            after = before + count
-            for p, n in spans(max(before, after - self.capacity), after, self.capacity):
-                moves.append((b, p % self.capacity, b, p - before, n))
-            self.lengths[b] = after
-            self.oldest[b] = max(self.oldest[b], after - self.capacity)
+        ends = list(map(add, self.lengths, counts))
+        moves = [
+            (b, p % self.capacity, b, p - before, n)
+            for b, (before, end) in enumerate(zip(self.lengths, ends))
+            for p, n in spans(max(before, end - self.capacity), end, self.capacity)
+        ]
+        # In this order a signal in between leaves no token that has a length but no data.
+        self.oldest = [max(oldest, end - self.capacity) for oldest, end in zip(self.oldest, ends)]
         copy_tokens(self.store, new, moves, self.layout)
+        self.lengths = ends
 
     def truncate(self, lengths: list[int]) -> None:
-        """Forget the tokens of each sequence from lengths[b] on."""
+        """Forget the tokens of each sequence from lengths[b] on; a ring must hold what the next token attends."""
         for b, (n, length, oldest) in enumerate(zip(lengths, self.lengths, self.oldest)):
             if not 0 <= n <= length:
                 raise ValueError(f"lengths[{b}] is {n}, expected 0 to {length}, the tokens of the sequence")
-            if n > 0 and max(n - (self.window or 0), 0) < oldest:
+            first = max(n + 1 - (self.window or n + 1), 0)
+            if first < min(n, oldest):
                 raise ValueError(
-                    f"lengths[{b}] is {n}, but of the window of {self.window} before that the ring has dropped the "
-                    f"tokens before {oldest}"
+                    f"lengths[{b}] is {n}, but the next token attends those from {first} on, of which the ring has "
+                    f"dropped those before {oldest}"
                 )
         self.lengths = lengths
-        self.oldest = [min(oldest, length) for oldest, length in zip(self.oldest, lengths)]
+        self.oldest = list(map(min, self.oldest, lengths))
 
     def copy(self, rows: Sequence[int], capacity: int) -> Slots:
         """The sequences `rows` in slots of their own, with another capacity."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,8 +34,10 @@ def storage_sizes(kv_heads: Any, head_dim: Any, v_head_dim: Any) -> tuple[int, t
     return check_int("kv_heads", kv_heads, 1), (int(head_dim), int(v_head_dim))
 
 
-def zeros(shape: Shape, dtype: str) -> Tensor:
-    """Storage for tokens; that of "int8" has scales."""
+def zeros(name: str, count: int, shape: Shape, dtype: str) -> Tensor:
+    """Storage for tokens; that of "int8" has scales. ValueError, naming an argument, for more than any memory holds."""
+    if math.prod(shape) * dtype_named(dtype).itemsize > sys.maxsize:
+        raise ValueError(f"{name} is {count}, expected less: {dtype} of shape {shape} has more bytes than addresses")
     if dtype == "int8":
         return Quantized(np.zeros(shape, np.int8), np.zeros(shape[:-1], np.float32))
     return np.zeros(shape, dtype_named(dtype))

@@ -1,0 +1,22 @@
+"""Types that signatures share: what the overloads for return_lse take besides what tells them apart."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from gqa.arguments import Array
+
+Window = tuple[int | None, int | None] | list[int | None]
+
+
+class SequenceOptions(TypedDict, total=False):
+    """Options of attention that sequences in packed batches and caches have in common."""
+
+    mask: Array | None
+    causal: bool
+    window: Window | None
+    scale: float | None
+    softcap: float
+    sinks: Array | None
+    out: Array | None
+    num_threads: int | None
