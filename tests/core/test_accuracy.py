@@ -7,7 +7,7 @@ import pytest
 import cases
 import gqa
 import oracle
-from compare import naming, ulps
+from compare import ulps
 
 SIZES = [(queries, keys, head_dim) for queries in (1, 5, 40) for keys in (1, 64, 1000, 4096) for head_dim in (64, 128)]
 
@@ -27,21 +27,19 @@ def check(most, arguments, **options):
 
 
 @MOST
-def test_unit_normal_data(isa, rng, dtype, most):
-    for sizes in SIZES:
-        with naming(sizes):
-            check(most, tensors(rng, *sizes, dtype))
+@pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: "x".join(map(str, sizes)))
+def test_unit_normal_data(isa, rng, dtype, most, sizes):
+    check(most, tensors(rng, *sizes, dtype))
 
 
 @MOST
-def test_a_cache_so_long_that_its_splits_have_several_blocks(isa, rng, dtype, most):
+@pytest.mark.parametrize("queries", [1, 5])
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": (50_000, 0)}], ids=str)
+def test_a_cache_so_long_that_its_splits_have_several_blocks(isa, rng, dtype, most, queries, options):
     """Keys grow towards the end, so that every block raises the maximum of those before it."""
-    for queries in (1, 5):
-        q, k, v = tensors(rng, queries, 60_000, 8, dtype)
-        k *= np.linspace(0.1, 2, 60_000, dtype=dtype)[:, None]
-        for options in ({}, {"causal": True}, {"window": (50_000, 0)}):
-            with naming(queries, options):
-                check(most, (q, k, v), **options)
+    q, k, v = tensors(rng, queries, 60_000, 8, dtype)
+    k *= np.linspace(0.1, 2, 60_000, dtype=dtype)[:, None]
+    check(most, (q, k, v), **options)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -86,11 +84,10 @@ def test_rounding_is_to_nearest_even(isa, rng, dtype, rows):
 
 
 @MOST
-def test_softcap(isa, rng, dtype, most):
-    for queries in (1, 5, 40):
-        for softcap in (0.25, 2.0, 20.0, 50.0, 1e4, 1e10):
-            with naming(queries, softcap):
-                check(most, tensors(rng, queries, 500, 64, dtype), softcap=softcap)
+@pytest.mark.parametrize("queries", [1, 5, 40])
+@pytest.mark.parametrize("softcap", [0.25, 2.0, 20.0, 50.0, 1e4, 1e10])
+def test_softcap(isa, rng, dtype, most, queries, softcap):
+    check(most, tensors(rng, queries, 500, 64, dtype), softcap=softcap)
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 6e-7), ("float64", 2e-15)])

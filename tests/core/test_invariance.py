@@ -22,15 +22,15 @@ CASES = [
 ]  # fmt: skip
 
 
-def test_threads(isa, dtype):
-    for case in CASES:
-        arguments = case.arguments(dtype)
-        out, lse = gqa.attention(**arguments, return_lse=True, num_threads=1)
-        for threads in (2, 5):
-            with naming(case, f"{threads} threads"):
-                out1, lse1 = gqa.attention(**arguments, return_lse=True, num_threads=threads)
-                assert_same_bits(out1, out)
-                assert_same_bits(lse1, lse)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_threads(isa, dtype, case):
+    arguments = case.arguments(dtype)
+    out, lse = gqa.attention(**arguments, return_lse=True, num_threads=1)
+    for threads in (2, 5):
+        with naming(f"{threads} threads"):
+            out1, lse1 = gqa.attention(**arguments, return_lse=True, num_threads=threads)
+            assert_same_bits(out1, out)
+            assert_same_bits(lse1, lse)
 
 
 def entry(arguments, b):
@@ -40,15 +40,15 @@ def entry(arguments, b):
     return alone | ({"mask": mask[b : b + 1]} if mask is not None and mask.ndim == 4 and len(mask) > 1 else {})
 
 
-def test_batches(isa, dtype):
-    for case in CASES:
-        arguments = case.arguments(dtype)
-        out, lse = gqa.attention(**arguments, return_lse=True, num_threads=3)
-        for b in range(case.batch):
-            with naming(case, f"entry {b}"):
-                out1, lse1 = gqa.attention(**entry(arguments, b), return_lse=True, num_threads=2)
-                assert_same_bits(out1, out[b : b + 1])
-                assert_same_bits(lse1, lse[b : b + 1])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_batches(isa, dtype, case):
+    arguments = case.arguments(dtype)
+    out, lse = gqa.attention(**arguments, return_lse=True, num_threads=3)
+    for b in range(case.batch):
+        with naming(f"entry {b}"):
+            out1, lse1 = gqa.attention(**entry(arguments, b), return_lse=True, num_threads=2)
+            assert_same_bits(out1, out[b : b + 1])
+            assert_same_bits(lse1, lse[b : b + 1])
 
 
 @pytest.mark.parametrize("queries", [1, 6, 70])
@@ -66,23 +66,22 @@ def test_a_batch_of_unlike_lengths(isa, dtype, queries, rng):
             assert_same_bits(alone_lse, lse[one])
 
 
-def test_heads(isa, dtype):
+@pytest.mark.parametrize("case", CASES[::5], ids=str)
+def test_heads(isa, dtype, case):
     """A KV head's queries do not depend on the other heads."""
-    for case in CASES[::5]:
-        arguments = {name: x for name, x in case.arguments(dtype).items() if name not in ("mask", "sinks")}
-        out = gqa.attention(**arguments, num_threads=3)
-        group = case.heads[0] // case.heads[1]
-        for h in range(case.heads[1]):
-            heads = {"q": slice(h * group, (h + 1) * group)} | {name: slice(h, h + 1) for name in cases.TENSORS[1:]}
-            alone = {name: x[:, heads[name]] if name in heads else x for name, x in arguments.items()}
-            with naming(case, f"head {h}"):
-                assert_same_bits(gqa.attention(**alone), np.ascontiguousarray(out[:, heads["q"]]))
+    arguments = {name: x for name, x in case.arguments(dtype).items() if name not in ("mask", "sinks")}
+    out = gqa.attention(**arguments, num_threads=3)
+    group = case.heads[0] // case.heads[1]
+    for h in range(case.heads[1]):
+        heads = {"q": slice(h * group, (h + 1) * group)} | {name: slice(h, h + 1) for name in cases.TENSORS[1:]}
+        alone = {name: x[:, heads[name]] if name in heads else x for name, x in arguments.items()}
+        with naming(f"head {h}"):
+            assert_same_bits(gqa.attention(**alone), np.ascontiguousarray(out[:, heads["q"]]))
 
 
-def test_repeated_calls(isa, dtype):
-    for case in cases.LONG:
-        arguments = case.arguments(dtype)
-        first = gqa.attention(**arguments, num_threads=3)
-        for _ in range(3):
-            with naming(case):
-                assert_same_bits(gqa.attention(**arguments, num_threads=3), first)
+@pytest.mark.parametrize("case", cases.LONG, ids=str)
+def test_repeated_calls(isa, dtype, case):
+    arguments = case.arguments(dtype)
+    first = gqa.attention(**arguments, num_threads=3)
+    for _ in range(3):
+        assert_same_bits(gqa.attention(**arguments, num_threads=3), first)

@@ -1,7 +1,5 @@
 """Any strides, any alignment, read-only: the bits that contiguous arrays give, and inputs stay as they were."""
 
-import itertools
-
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
@@ -71,37 +69,35 @@ WAYS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+@pytest.mark.parametrize("way", WAYS)
 @case
-def test_inputs_of_any_strides(isa, dtype, case):
+def test_inputs_of_any_strides(isa, dtype, case, way, layout):
     """All of them in the same way, and one at a time."""
-    for layout in ("bhsd", "bshd"):
-        arguments = case.arguments(dtype, layout)
-        arrays = {name: x for name, x in arguments.items() if isinstance(x, np.ndarray)}
-        expected = gqa.attention(**arguments)
-        for way, chosen in itertools.product(WAYS, (tuple(arrays), *((name,) for name in arrays))):
-            inputs = {name: WAYS[way](arrays[name]) for name in chosen}
-            with naming(layout, way, *chosen):
-                out = gqa.attention(**arguments | inputs)
-                assert out.flags.c_contiguous
-                assert_same_bits(out, expected)
-                for name, x in inputs.items():
-                    assert_same_bits(np.ascontiguousarray(x), arrays[name])
+    arguments = case.arguments(dtype, layout)
+    arrays = {name: x for name, x in arguments.items() if isinstance(x, np.ndarray)}
+    expected = gqa.attention(**arguments)
+    for chosen in (tuple(arrays), *((name,) for name in arrays)):
+        inputs = {name: WAYS[way](arrays[name]) for name in chosen}
+        with naming(*chosen):
+            out = gqa.attention(**arguments | inputs)
+            assert out.flags.c_contiguous
+            assert_same_bits(out, expected)
+            for name, x in inputs.items():
+                assert_same_bits(np.ascontiguousarray(x), arrays[name])
 
 
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "read_only"])
 @case
-def test_an_output_of_any_strides(isa, dtype, case):
-    for layout in ("bhsd", "bshd"):
-        arguments = case.arguments(dtype, layout)
-        expected, expected_lse = gqa.attention(**arguments, return_lse=True)
-        for name, way in WAYS.items():
-            if way is read_only:
-                continue
-            out = way(np.full_like(expected, 7))
-            with naming(layout, name):
-                result, lse = gqa.attention(**arguments, out=out, return_lse=True)
-                assert result is out
-                assert_same_bits(np.ascontiguousarray(out), expected)
-                assert_same_bits(lse, expected_lse)
+def test_an_output_of_any_strides(isa, dtype, case, way, layout):
+    arguments = case.arguments(dtype, layout)
+    expected, expected_lse = gqa.attention(**arguments, return_lse=True)
+    out = WAYS[way](np.full_like(expected, 7))
+    result, lse = gqa.attention(**arguments, out=out, return_lse=True)
+    assert result is out
+    assert_same_bits(np.ascontiguousarray(out), expected)
+    assert_same_bits(lse, expected_lse)
 
 
 @case
@@ -153,14 +149,13 @@ def test_values_that_are_a_view_of_the_keys(isa, dtype, head_dim):
 
 
 @pytest.mark.parametrize("queries", [1, 30])
-def test_quantised_arrays_of_any_strides(isa, queries):
+@pytest.mark.parametrize("way", WAYS)
+def test_quantised_arrays_of_any_strides(isa, queries, way):
     arguments = cases.Case(queries=queries, keys=140).arguments(np.float32)
     tensors = {name: gqa.quantize(arguments[name]) for name in ("k", "v")}
     expected = gqa.attention(**arguments | tensors)
-    for name, way in WAYS.items():
-        views = {tensor: gqa.Quantized(way(x.data), way(x.scale)) for tensor, x in tensors.items()}
-        with naming(name):
-            assert_same_bits(gqa.attention(**arguments | views), expected)
+    views = {name: gqa.Quantized(WAYS[way](x.data), WAYS[way](x.scale)) for name, x in tensors.items()}
+    assert_same_bits(gqa.attention(**arguments | views), expected)
 
 
 @pytest.mark.parametrize("layout", ["bhsd", "bshd"])

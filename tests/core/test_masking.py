@@ -36,27 +36,27 @@ def hide(how, queries, keys):
     }[how]
 
 
-HOW = ("bool mask", "float mask", "lengths", "causal", "left of the window", "right of the window")
+HOW = pytest.mark.parametrize(
+    "how", ["bool mask", "float mask", "lengths", "causal", "left of the window", "right of the window"]
+)
 
 
-def test_rows_without_keys_are_zero(isa, rng, dtype, size):
+@HOW
+def test_rows_without_keys_are_zero(isa, rng, dtype, size, how):
     q, k, v = tensors(rng, *size, dtype)
-    for how in HOW:
-        with naming(how):
-            out, lse = check(q, k, v, **hide(how, *size))
-            assert not out[0].any()
-            assert np.isneginf(lse[0]).all()
-            assert np.isfinite(lse[1]).all()
+    out, lse = check(q, k, v, **hide(how, *size))
+    assert not out[0].any()
+    assert np.isneginf(lse[0]).all()
+    assert np.isfinite(lse[1]).all()
 
 
-def test_rows_without_keys_have_their_sink_as_lse(isa, rng, dtype, size):
+@HOW
+def test_rows_without_keys_have_their_sink_as_lse(isa, rng, dtype, size, how):
     q, k, v = tensors(rng, *size, dtype)
     sinks = np.array([-3.0, 0.0, 2.5, 40.0], np.float32)
-    for how in HOW:
-        with naming(how):
-            out, lse = check(q, k, v, sinks=sinks, **hide(how, *size))
-            assert not out[0].any()
-            assert_lse_close(lse[0], np.repeat(sinks.astype(np.float64)[:, None], size[0], 1))
+    out, lse = check(q, k, v, sinks=sinks, **hide(how, *size))
+    assert not out[0].any()
+    assert_lse_close(lse[0], np.repeat(sinks.astype(np.float64)[:, None], size[0], 1))
 
 
 def test_no_keys_at_all(isa, rng, dtype):
@@ -91,15 +91,14 @@ def test_a_row_of_the_lowest_finite_mask_is_an_ordinary_row(isa, rng, dtype, mas
     assert np.isfinite(lse).all()
 
 
-def test_one_key_of_another_finite_mask_value(isa, rng, size):
+@pytest.mark.parametrize("value", [-1e4, -3e38, 3e38])
+def test_one_key_of_another_finite_mask_value(isa, rng, size, value):
     q, k, v = tensors(rng, *size)
-    for value in (-1e4, -3e38, 3e38):
-        mask = np.zeros(size[1], np.float32)
-        mask[size[1] // 2] = value
-        with naming(value):
-            out, lse = gqa.attention(q, k, v, mask=mask, return_lse=True)
-            assert_close(out, oracle.attention(q, k, v, mask=mask)[0])
-            assert np.isfinite(lse).all()  # near the largest number it saturates
+    mask = np.zeros(size[1], np.float32)
+    mask[size[1] // 2] = value
+    out, lse = gqa.attention(q, k, v, mask=mask, return_lse=True)
+    assert_close(out, oracle.attention(q, k, v, mask=mask)[0])
+    assert np.isfinite(lse).all()  # near the largest number it saturates
 
 
 def test_positive_infinity_in_a_mask_is_not_a_number(isa, rng, size):
@@ -135,23 +134,22 @@ def masks(rng, shape, size):
     return np.asarray(mask > -0.5), mask
 
 
-def test_a_mask_broadcasts_by_numpy_rules_in_any_layout(isa, rng, size):
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_mask_broadcasts_by_numpy_rules_in_any_layout(isa, rng, size, shape):
     q, k, v = tensors(rng, *size)
-    for shape in SHAPES:
-        for mask in masks(rng, shape, size):
-            with naming(shape, mask.dtype):
-                out, _ = check(q, k, v, mask=mask)
-                swapped = (x.swapaxes(1, 2) for x in (q, k, v))
-                assert_same_bits(gqa.attention(*swapped, mask=mask, layout="bshd").swapaxes(1, 2), out)
+    for mask in masks(rng, shape, size):
+        with naming(mask.dtype):
+            out, _ = check(q, k, v, mask=mask)
+            swapped = (x.swapaxes(1, 2) for x in (q, k, v))
+            assert_same_bits(gqa.attention(*swapped, mask=mask, layout="bshd").swapaxes(1, 2), out)
 
 
-def test_a_mask_without_the_batch(isa, rng, size):
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if len(shape) <= 3], ids=str)
+def test_a_mask_without_the_batch(isa, rng, size, shape):
     q, k, v = (x[0] for x in tensors(rng, *size))
-    for shape in SHAPES:
-        if len(shape) <= 3:
-            for mask in masks(rng, shape, size):
-                with naming(shape, mask.dtype):
-                    check(q, k, v, mask=mask)
+    for mask in masks(rng, shape, size):
+        with naming(mask.dtype):
+            check(q, k, v, mask=mask)
 
 
 def test_a_mask_spans_all_keys_also_where_lengths_are_given(isa, rng, size):

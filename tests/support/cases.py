@@ -2,7 +2,9 @@
 
 Seams: a register tile has 4 to 32 rows; from 24 rows (group * queries) on, rows go into the lanes, with blocks of 96
 keys, where one or two blocks take another path than three; with fewer rows blocks have 256 keys; up to 64 rows are
-split every 768 keys; a task has up to 1024 rows.
+split every 768 keys, more every 3072; a task has up to 1024 rows.
+
+A test of one case has the case in its name and runs alone: pytest 'tests/core/test_attention.py::test_case[...]'.
 """
 
 from __future__ import annotations
@@ -149,18 +151,21 @@ WITH_OPTIONS = [
     for options in ONE_OPTION + TWO_OPTIONS + MANY_OPTIONS
     for heads, queries, keys in (((6, 2), 1, 270), ((4, 2), 5, 30), ((6, 2), 9, 110), ((4, 2), 26, 203))
 ]
-TABLE = {
-    "heads": HEADS, "head dims": HEAD_DIMS, "rows": ROWS, "keys": KEYS, "empty": EMPTY, "options": WITH_OPTIONS,
-}  # fmt: skip
+SEAMS = [
+    Case(heads=(2, 1), queries=queries, keys=keys, batch=1, options=options)
+    for queries, all_keys in (
+        (1, (767, 768, 769, 1536, 1537, 2304, 2305, 3071, 3072, 3073, 3841)),
+        (32, (767, 768, 769, 1537, 3071, 3072, 3073)),
+        (33, (767, 768, 769, 3071, 3072, 3073, 6143, 6144, 6145)),
+    )
+    for keys in all_keys
+    for options in ((), ("causal", "past"), ("window",))
+]
+TABLE = [*HEADS, *HEAD_DIMS, *ROWS, *KEYS, *EMPTY, *WITH_OPTIONS, *SEAMS]
 
 # The table without its repetitions: every size, and the options that bring arrays of their own.
 _ARRAYS = {"past", "bool_mask", "float_mask", "sinks", "lengths"}
-ALL_ARRAYS = [
-    case
-    for part in TABLE.values()
-    for case in part
-    if len(case.options) <= 1 or _ARRAYS.issuperset(case.options) or part is KEYS
-]
+ALL_ARRAYS = [case for case in TABLE if len(case.options) <= 1 or _ARRAYS.issuperset(case.options) or case in KEYS]
 
 # Long enough for several threads, and for splits where rows are few.
 LONG = [
