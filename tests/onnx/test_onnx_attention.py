@@ -151,6 +151,21 @@ def test_a_narrow_mask_masks_what_it_does_not_reach(width, past, mode):
     np.testing.assert_allclose(result.Y, gqa.onnx.attention(**GOOD, **past, attn_mask=full).Y, rtol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [-0.7, -1, 0.0])
+def test_any_finite_scale(scale):
+    Q, K, V = GOOD.values()
+    assert_close(gqa.onnx.attention(Q, K, V, scale=scale).Y, expected(Q, K, V, scale=scale))
+    result = gqa.onnx.attention(Q, K, V, scale=scale, qk_matmul_output=True)
+    assert_close(result.qk_matmul_output, scale * Q.astype(float) @ np.repeat(K, 2, 1).astype(float).swapaxes(2, 3))
+
+
+def test_lists_of_integers_and_threads():
+    want = gqa.onnx.attention(**GOOD, nonpad_kv_seqlen=np.array([2, 3])).Y
+    assert_same_bits(gqa.onnx.attention(**GOOD, nonpad_kv_seqlen=[2, 3], num_threads=2).Y, want)
+    with pytest.raises(ValueError, match="num_threads is 0"):
+        gqa.onnx.attention(**GOOD, num_threads=0)
+
+
 def test_opset_23_broadcasts_a_mask_and_pads_none():
     mask = np.full((3, 1), 2, np.float32)
     np.testing.assert_array_equal(gqa.onnx.attention(**GOOD, attn_mask=mask, opset=23).Y, gqa.onnx.attention(**GOOD).Y)

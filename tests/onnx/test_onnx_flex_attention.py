@@ -196,6 +196,7 @@ def test_what_a_modifier_raises_comes_through(rng):
         ({"softmax_precision": 7}, ValueError, "softmax_precision is 7, expected one of 1, 10, 11, 16"),
         ({"scale": np.inf}, ValueError, "scale is inf"),
         ({"scale": "1"}, TypeError, "scale is '1'"),
+        ({"num_threads": 0}, ValueError, "num_threads is 0"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )

@@ -121,6 +121,56 @@ def test_strided_inputs(rng):
     assert_same_bits(call.run(**mapped).output, want)
 
 
+@pytest.mark.parametrize("head_dim", [8, 80])
+@pytest.mark.parametrize("step", ["decode", "chunk", "prompt"])
+def test_norms_do_not_depend_on_the_order_in_memory(rng, step, head_dim):
+    call = Call(rng, head_dim=head_dim, **STEPS[step])
+    weights = rng.standard_normal((2, head_dim), np.float32)
+    norms = {"q_norm_weight": weights[0], "k_norm_weight": weights[1]}
+    want = call.run(**norms)
+    for axes in ((2, 1, 0), (1, 0, 2), (0, 2, 1)):
+        moved = {name: x.transpose(axes).copy().transpose(np.argsort(axes)) for name, x in call.tensors.items()}
+        for one, other in zip(call.run(**norms, **moved)[:3], want):
+            assert_same_bits(one, other)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("tokens", [(31, 18), (32, 1, 11, 12), (40, 3), (70, 69, 17)], ids=str)
+def test_a_padded_prompt_has_the_bits_of_each_sequence_alone(rng, isa, tokens, option):
+    """Loops are chosen by the number of a sequence's rows; those of padding must not count."""
+    longest, attributes = max(tokens) + 1, OPTIONS[option][0]
+    for total in (longest, max(tokens)):
+        call = Call(rng, batch=len(tokens), queries=total, tokens=tokens, total=total, capacity=80, head_dim=16)
+        output = call.run(**attributes).output
+        for b, count in enumerate(tokens):
+            one = {name: x[b : b + 1, :count] for name, x in call.tensors.items()}
+            alone = gqa.onnx.group_query_attention(
+                **one, seqlens_k=[count - 1], total_sequence_length=count, num_heads=4, kv_num_heads=2, **attributes
+            )
+            assert_same_bits(output[b, :count], alone.output[0])
+            assert not output[b, count:].any()
+
+
+def test_lists_of_integers(rng):
+    call = Call(rng, **STEPS["chunk"])
+    tables = {"cos_cache": np.ones((20, 4), np.float32), "sin_cache": np.ones((20, 4), np.float32), "do_rotary": 1}
+    want = call.run(**tables)
+    result = call.run(**tables, seqlens_k=[8, 15], total_sequence_length=[16], position_ids=[[6, 7, 8], [13, 14, 15]])
+    for one, other in zip(result[:3], want):
+        assert_same_bits(one, other)
+
+
+@pytest.mark.parametrize("step", ["decode", "prompt"])
+def test_any_number_of_threads(rng, step):
+    call = Call(rng, **STEPS[step])
+    want = call.run().output
+    for number in (1, 2, np.int64(3)):
+        assert_same_bits(call.run(num_threads=number).output, want)
+    for number, error in ((0, ValueError), (1.0, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="num_threads is"):
+            call.run(num_threads=number)
+
+
 def test_a_chunk_is_its_tokens_one_by_one(rng):
     """Five tokens over a past of eleven, at once or in five steps into the same buffers."""
     call = Call(rng, queries=5, tokens=(16, 16))

@@ -18,6 +18,7 @@ def scores(call, bias, softcap, window, causal, keys):
     allowed = np.broadcast_to(j < call.tokens[:, None, None], (*position.shape[:2], call.total))
     if causal:
         allowed = allowed & (j <= position) & (j > position - window)
+    allowed = allowed & (position < call.tokens[:, None, None])  # the others are padding
     return x, np.broadcast_to(allowed[:, None], x.shape)
 
 

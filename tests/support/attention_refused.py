@@ -57,7 +57,7 @@ REFUSED = [
     ({"left_window_size": -2}, ValueError, "left_window_size is -2, expected at least -1"),
     ({"right_window_size": 1, "opset": 24}, ValueError, "right_window_size is 1, expected -1"),
     ({"opset": 22}, ValueError, "opset is 22"),
-    ({"scale": -1.0}, ValueError, "scale is -1"),
+    ({"scale": np.nan}, ValueError, "scale is nan"),
     ({"softcap": -1.0}, ValueError, "softcap is -1"),
     ({"softcap": np.nan}, ValueError, "softcap is nan"),
     ({"softmax_precision": 7}, ValueError, "softmax_precision is 7, expected one of 1, 10, 11, 16"),

@@ -75,6 +75,7 @@ class Call:
                     self.q[b : b + 1], keys, values, mask=mask, causal=bool(causal), query_offset=start, layout="bshd",
                     window=(window - 1 if window > 0 else None, None), **options,
                 )[0][0]  # fmt: skip
+            out[b, end - start :] = 0  # padding of a first prompt
         return out
 
     def check(self, result, want, magnitude=2):

@@ -9,7 +9,7 @@ import numpy as np
 from gqa.arguments import Array, as_array, dtype_name, lengths_array
 from gqa.dtypes import compute_dtype
 from gqa.onnx.attention_schema import AttentionAttributes, attention_sizes, output_shape
-from gqa.onnx.schema import check_precision, split_heads
+from gqa.onnx.schema import check_precision, integer_input, split_heads
 from gqa.onnx.scores import allowed_keys, masked, scores, soft_capped, softmax
 from gqa.rules import default_scale
 from gqa.scaled_dot_product import attention as attend
@@ -32,7 +32,7 @@ def attention(
     attn_mask: Array | None = None,
     past_key: Array | None = None,
     past_value: Array | None = None,
-    nonpad_kv_seqlen: Array | None = None,
+    nonpad_kv_seqlen: Any = None,
     *,
     is_causal: int = 0,
     scale: float | None = None,
@@ -46,6 +46,7 @@ def attention(
     opset: int = 25,
     present: bool | None = None,
     qk_matmul_output: bool = False,
+    num_threads: int | None = None,
 ) -> AttentionOutputs:
     """The operator Attention of ai.onnx.
 
@@ -70,7 +71,7 @@ def attention(
         1: attend keys up to the position of the query. The first query has position P with a past,
         nonpad_kv_seqlen - S with that input, and else 0, whatever T is.
     scale : float, optional
-        At least 0; default 1 / sqrt(D).
+        Default 1 / sqrt(D); may be negative.
     softcap : float
         If positive, scores become softcap * tanh(score / softcap) before the mask.
     q_num_heads, kv_num_heads : int, optional
@@ -87,6 +88,8 @@ def attention(
         Whether to return present_key and present_value. Default: if there is a past.
     qk_matmul_output : bool
         Whether to return qk_matmul_output, the only output that takes memory for S x T scores.
+    num_threads : int, optional
+        As in :func:`gqa.attention`.
 
     Returns
     -------
@@ -121,6 +124,7 @@ def attention(
         is_causal, scale, softcap, q_num_heads, kv_num_heads, softmax_precision, qk_matmul_output_mode,
         left_window_size, right_window_size, opset, present, qk_matmul_output,
     )  # fmt: skip
+    nonpad_kv_seqlen = integer_input(nonpad_kv_seqlen)
     given = {
         "Q": Q, "K": K, "V": V, "attn_mask": attn_mask, "past_key": past_key, "past_value": past_value,
         "nonpad_kv_seqlen": nonpad_kv_seqlen,
@@ -142,7 +146,7 @@ def attention(
         mask = mask.astype(compute_dtype(Q.dtype.name, V.dtype.name))
 
     Y = np.empty(output_shape(sizes, Q.ndim), Q.dtype)
-    _attend(Y, q, k, v, mask, past_key, past_value, lengths, offset, attributes, sizes)
+    _attend(Y, q, k, v, mask, past_key, past_value, lengths, offset, attributes, sizes, num_threads)
     keys = [k] if past_key is None else [past_key, k]
     qk = _qk_matmul_output(q, keys, mask, lengths, offset, attributes, sizes) if qk_matmul_output else None
     if present is None:
@@ -169,6 +173,7 @@ def _mask_width(mask: Array | None, attributes: AttentionAttributes, sizes: Atte
 def _attend(
     Y: Array, q: Array, k: Array, v: Array, mask: Array | None, past_key: Array | None, past_value: Array | None,
     lengths: Array | None, offset: Array, attributes: AttentionAttributes, sizes: AttentionShapes,
+    num_threads: int | None,
 ) -> None:  # fmt: skip
     """Compute Y; keys past the end of the mask are left out of k, v and the past."""
     width = _mask_width(mask, attributes, sizes)
@@ -191,6 +196,7 @@ def _attend(
         scale=attributes.scale,
         softcap=attributes.softcap,
         out=None if in_double else out,
+        num_threads=num_threads,
     )
     if in_double:
         with np.errstate(over="ignore"):

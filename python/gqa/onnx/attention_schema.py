@@ -43,7 +43,7 @@ class AttentionAttributes:
         check_int("opset", self.opset, 23)
         check_attribute("is_causal", self.is_causal)
         if self.scale is not None:
-            check_float("scale", self.scale, 0.0)
+            check_float("scale", self.scale)
         check_float("softcap", self.softcap, 0.0)
         for name in ("q_num_heads", "kv_num_heads"):
             if getattr(self, name) is not None:

@@ -17,6 +17,7 @@ def flex_attention(
     softmax_precision: int | None = None,
     score_mod: Any = None,
     prob_mod: Any = None,
+    num_threads: int | None = None,
 ) -> Array:
     """The operator FlexAttention of ai.onnx.preview: prob_mod(softmax(score_mod(scale * Q @ K.T))) @ V.
 
@@ -34,6 +35,8 @@ def flex_attention(
         From an array (B, Hq, S, T) of the scores, or the probabilities, to one of the same shape and dtype. A graph
         has one input and one output, uses nothing from outside, and its nodes are of the newest opsets that the
         installed onnx knows. -inf from score_mod masks; what prob_mod returns is not normalised again.
+    num_threads : int, optional
+        As in :func:`gqa.attention`, without modifiers; what is computed on whole arrays is NumPy's.
 
     Returns
     -------
@@ -65,7 +68,7 @@ def flex_attention(
     """
     return modified_attention(
         Q, K, V, scale=scale, softmax_precision=softmax_precision, score_mod=_modifier("score_mod", score_mod),
-        prob_mod=_modifier("prob_mod", prob_mod),
+        prob_mod=_modifier("prob_mod", prob_mod), num_threads=num_threads,
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ def modified_attention(
     softmax_precision: int | None = None,
     score_mod: Modifier | None = None,
     prob_mod: Modifier | None = None,
+    num_threads: int | None = None,
 ) -> Array:
     """FlexAttention with modifiers that are functions; the arguments are those of the operator."""
     arrays = {"Q": as_array("Q", Q), "K": as_array("K", K), "V": as_array("V", V)}
@@ -36,7 +37,7 @@ def modified_attention(
     in_double = Q.dtype == np.float64 or precision == np.float64
     q = Q.astype(np.float64) if in_double else Q
     if score_mod is None and prob_mod is None:
-        result: Array = attention(q, K, V, scale=scale)
+        result: Array = attention(q, K, V, scale=scale, num_threads=num_threads)
         with np.errstate(over="ignore"):
             return result.astype(Q.dtype, copy=False)
 

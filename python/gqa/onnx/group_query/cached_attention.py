@@ -14,7 +14,7 @@ from gqa.onnx.group_query.timeline import Place
 from gqa.onnx.scores import allowed_keys, masked, scores, soft_capped, softmax
 from gqa.quantization import Quantized
 from gqa.rules import default_scale
-from gqa.sequences import Tensor
+from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Tensor, attend_sequences, table
 
 Formats = tuple[Quantization, Quantization]
 
@@ -27,26 +27,21 @@ class CachedAttention(NamedTuple):
     values: list[Array]
     offset: Array | None  # (B,): the position of the first query among the keys; None: the queries are at their end
     lengths: Array | None  # (B,): how many keys there are; None: all
+    rows: list[int] | None  # how many queries of each batch entry there are, the others being padding; None: all
     bias: Array | None  # (1 or B, 1 or Hq, S, keys)
     sinks: Array | None  # (Hq,), float64
     formats: Formats | None
     attributes: GroupQueryAttributes
+    num_threads: int | None
 
     def output(self) -> Array:
-        """Attention (B, S, Hq, D)."""
-        window = self.attributes.window
+        """Attention (B, S, Hq, D), 0 in padding."""
         keys: list[Tensor] = [contiguous_channels(k) for k in self.keys]
         values: list[Tensor] = [contiguous_channels(v) for v in self.values]
         if self.formats is not None:
             keys = [_quantized(k, self.formats[0]) for k in self.keys]
             values = [_quantized(v, self.formats[1]) for v in self.values]
-        past_key, past_value = (keys[0], values[0]) if len(keys) == 2 else (None, None)
-        lengths = np.zeros(len(self.q), np.int64) if window == 0 else self.lengths
-        out: Array = _core.attention(
-            contiguous_channels(self._queries()), keys[-1], values[-1], past_key, past_value, self.bias,
-            self.attributes.causal == 1, self.offset, (window - 1, None) if window else None, lengths, self._scale,
-            float(self.attributes.softcap), self.sinks, "bshd", None, False, None,
-        )  # fmt: skip
+        out = self._attended(keys, values) if self.rows is None else self._attended_in_part(keys, values, self.rows)
         if self.formats is not None and self.formats[1].per_channel:
             out *= self.formats[1].channel_scale(out.shape[2])
         return out
@@ -58,17 +53,49 @@ class CachedAttention(NamedTuple):
         q = q.astype(np.float64 if q.dtype == np.float64 else np.float32)
         scale = self._scale * (float(self.formats[0].row_scale) if self.formats else 1.0)
         with np.errstate(all="ignore"):
-            x = soft_capped(scores(q, [k.swapaxes(1, 2) for k in self.keys], scale), self.attributes.softcap)
+            x = soft_capped(scores(q, [k.swapaxes(1, 2) for k in self.keys], scale), float(self.attributes.softcap))
             lengths = np.full(len(x), x.shape[3]) if self.lengths is None else self.lengths
             allowed = allowed_keys(
                 x.shape[2], x.shape[3], lengths - x.shape[2] if self.offset is None else self.offset, lengths,
                 None if window is None else window - 1, 0 if self.attributes.causal == 1 else None,
             )  # fmt: skip
+            if self.rows is not None:
+                allowed &= np.arange(x.shape[2])[:, None] < np.array(self.rows)[:, None, None, None]
             if self.attributes.qk_output == 2:
                 x = softmax(masked(x, self.bias, allowed), self.sinks)
             else:
                 x = np.where(allowed, x if self.bias is None else x + self.bias.astype(x.dtype), 0)
             return x.astype(self.q.dtype, copy=False)
+
+    def _attended(self, keys: list[Tensor], values: list[Tensor]) -> Array:
+        window = self.attributes.window
+        past_key, past_value = (keys[0], values[0]) if len(keys) == 2 else (None, None)
+        lengths = np.zeros(len(self.q), np.int64) if window == 0 else self.lengths
+        out: Array = _core.attention(
+            contiguous_channels(self._queries()), keys[-1], values[-1], past_key, past_value, self.bias,
+            self.attributes.causal == 1, self.offset, (window - 1, None) if window else None, lengths, self._scale,
+            float(self.attributes.softcap), self.sinks, "bshd", None, False, self.num_threads,
+        )  # fmt: skip
+        return out
+
+    def _attended_in_part(self, keys: list[Tensor], values: list[Tensor], rows: list[int]) -> Array:
+        """Padding is told apart, since how many rows a sequence has decides how they are computed."""
+        batch, queries, window = *self.q.shape[:2], self.attributes.window
+        counts = [k.shape[1] for k in keys]
+        ends = [sum(counts)] * batch if self.lengths is None else self.lengths.tolist()
+        offsets = [end - queries for end in ends] if self.offset is None else self.offset.tolist()
+        sequences = [
+            (b, 0, row, queries - row, 0, offset, 0 if window == 0 else end, b, 0, len(keys))
+            for b, (row, offset, end) in enumerate(zip(rows, offsets, ends))
+        ]
+        runs = [(store, b, 0, count) for b in range(batch) for store, count in enumerate(counts)]
+        out: Array = attend_sequences(
+            self._queries(), list(zip(keys, values)), table(sequences, SEQUENCE_COLUMNS), table(runs, RUN_COLUMNS),
+            mask=self.bias, mask_shape=(batch, queries, sum(counts)), causal=self.attributes.causal == 1,
+            window=(window - 1, None) if window else None, scale=self._scale, softcap=self.attributes.softcap,
+            sinks=self.sinks, out=None, return_lse=False, num_threads=self.num_threads,
+        )  # fmt: skip
+        return out
 
     @property
     def _scale(self) -> float:
@@ -86,23 +113,24 @@ class CachedAttention(NamedTuple):
 
 def over_cache(
     q: Array, k: Array, v: Array, bias: Array | None, sinks: Array | None, formats: Formats | None, found: list[Place],
-    total: int, attributes: GroupQueryAttributes,
+    total: int, attributes: GroupQueryAttributes, num_threads: int | None,
 ) -> tuple[Array, Array | None]:  # fmt: skip
     """output (B, S, Hq, D) and output_qk over a cache (B, Hkv, C, D) of all tokens, the new ones too."""
     k, v = k.swapaxes(1, 2)[:, :total], v.swapaxes(1, 2)[:, :total]
     if formats is not None:
         k, v = formats[0].unpack(k), formats[1].unpack(v)
-    offset = lengths = None
+    offset = lengths = rows = None
     if any(place.end != total for place in found):
         offset = np.array([place.before for place in found], np.int64)
         lengths = np.array([place.end for place in found], np.int64)
-    call = CachedAttention(q, [k], [v], offset, lengths, bias, sinks, formats, attributes)
+        rows = _rows(found, q.shape[1])
+    call = CachedAttention(q, [k], [v], offset, lengths, rows, bias, sinks, formats, attributes, num_threads)
     return call.output(), call.output_qk() if attributes.qk_output else None
 
 
 def over_sliding_cache(
     q: Array, keys: tuple[Array, Array], values: tuple[Array, Array], bias: Array | None, sinks: Array | None,
-    formats: Formats | None, found: list[Place], total: int, attributes: GroupQueryAttributes,
+    formats: Formats | None, found: list[Place], total: int, attributes: GroupQueryAttributes, num_threads: int | None,
 ) -> tuple[Array, Array | None]:  # fmt: skip
     """The same over what a past (B, Hkv, C, D) holds of earlier tokens and over the new ones (B, S, Hkv, D).
 
@@ -118,12 +146,19 @@ def over_sliding_cache(
         part = None if bias is None else bias[row if len(bias) > 1 else slice(1), :, :, columns]
         call = CachedAttention(
             q[row], [past_k[row, :stored], keys[1][row]], [past_v[row, :stored], values[1][row]],
-            np.array([stored]), np.array([end - columns.start]), part, sinks, formats, attributes,
+            np.array([stored]), np.array([end - columns.start]), _rows(found[b : b + 1], q.shape[1]), part, sinks,
+            formats, attributes, num_threads,
         )  # fmt: skip
         output[row] = call.output()
         if output_qk is not None:
             output_qk[row, :, :, columns] = call.output_qk()
     return output, output_qk
+
+
+def _rows(found: list[Place], queries: int) -> list[int] | None:
+    """How many rows of the query each batch entry has; None if all have all of them."""
+    rows = [place.end - place.before for place in found]
+    return None if min(rows, default=queries) == queries else rows
 
 
 def _quantized(x: Array, form: Quantization) -> Quantized:

@@ -13,7 +13,9 @@ from gqa.onnx.group_query.quantized_cache import quantization
 from gqa.onnx.group_query.shapes import GroupQueryShapes, check_call
 from gqa.onnx.group_query.timeline import Place, places
 from gqa.onnx.rotary_operators import rms_norm
+from gqa.onnx.schema import integer_input
 from gqa.rotary_embedding import rotary
+from gqa.shapes import check_int
 
 
 class GroupQueryAttentionOutputs(NamedTuple):
@@ -60,6 +62,7 @@ def group_query_attention(
     qk_norm_epsilon: float = 1e-6,
     present_key: Array | None = None,
     present_value: Array | None = None,
+    num_threads: int | None = None,
 ) -> GroupQueryAttentionOutputs:
     """The operator GroupQueryAttention of com.microsoft: attention, rotary embedding and a KV cache in one.
 
@@ -120,13 +123,16 @@ def group_query_attention(
     present_key, present_value : ndarray, optional
         Where to write the cache with the new tokens. The past itself: only the new rows are written. Any other memory,
         with room for max(C, T) tokens or more: the past's tokens too, and 0 after the last. Default: new arrays.
+    num_threads : int, optional
+        As in :func:`gqa.attention`.
 
     Returns
     -------
     GroupQueryAttentionOutputs
-        output (B, S, Hq * D) of query's dtype, 0 in a row without keys. present_key and present_value (B, Hkv, max(C,
-        T), D); the past itself, not copied, where query attends it alone. output_qk (B, Hq, S, T) of query's
-        dtype, 0 where a key is not attended; the only output that takes memory for S x T scores.
+        output (B, S, Hq * D) of query's dtype, 0 in padding and in a row without keys. present_key and present_value
+        (B, Hkv, max(C, T), D); the past itself, not copied, where query attends it alone. output_qk (B, Hq, S, T) of
+        query's dtype, 0 in padding and where a key's position keeps it from being attended; scores hold -inf where the
+        bias does. It is the only output that takes memory for S x T scores.
 
     Raises
     ------
@@ -164,9 +170,9 @@ def group_query_attention(
     >>> bool(np.all(shared.output == result.output))
     True
     """
-    seqlens_k = None if seqlens_k is None else np.asarray(seqlens_k)
-    total_sequence_length = None if total_sequence_length is None else np.asarray(total_sequence_length)
-    position_ids = None if position_ids is None else np.asarray(position_ids)
+    seqlens_k, total_sequence_length, position_ids = map(
+        integer_input, (seqlens_k, total_sequence_length, position_ids)
+    )
     inputs = (
         query, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos_cache, sin_cache, position_ids,
         attention_bias, head_sink, k_scale, v_scale, q_norm_weight, k_norm_weight,
@@ -176,6 +182,8 @@ def group_query_attention(
         smooth_softmax, qk_output, k_quant_type, v_quant_type, kv_cache_bit_width, sliding_window_cache,
         qk_norm_epsilon,
     ))  # fmt: skip
+    if num_threads is not None:
+        num_threads = check_int("num_threads", num_threads, 1)
     total = int(total_sequence_length.item())
     found = places(seqlens_k, total, sizes, attributes)
     positions = None
@@ -199,7 +207,7 @@ def group_query_attention(
     sinks = np.zeros(sizes.query_heads) if smooth_softmax == 1 else None
     if head_sink is not None:
         sinks = head_sink.astype(np.float64)
-    options = attention_bias, sinks, formats, found, total, attributes
+    options = attention_bias, sinks, formats, found, total, attributes, num_threads
 
     past = None if past_key is None or past_value is None else (past_key, past_value)
     if present_key is not None and present_value is not None:
