@@ -1,5 +1,7 @@
 """gqa.nn.MultiHeadAttention against its definition in float64: parameters and the forward pass."""
 
+import importlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -118,6 +120,21 @@ def test_masked_nan_does_not_leak(rng):
     clean = layer(q, k[:, :5])
     k[:, 5] = np.nan
     assert_near(layer(q, k, mask=np.arange(6) < 5), clean)
+
+
+@pytest.mark.parametrize("dropout", [{}, {"dropout_rate": 0.5, "deterministic": False}], ids=["", "dropout"])
+@pytest.mark.parametrize("decode", [False, True])
+def test_threads(rng, monkeypatch, decode, dropout):
+    seen = []
+    module = importlib.import_module("gqa.nn.multi_head_attention")
+    attention = module.attention
+    monkeypatch.setattr(module, "attention", lambda *x, **y: seen.append(y["num_threads"]) or attention(*x, **y))
+    x = rng.standard_normal((2, 1, 12), np.float32)
+    one, other = make(**dropout), make(**dropout)
+    for layer in (one, other):
+        layer.init_cache((2, 4, 12))
+    assert_same_bits(one(x, decode=decode), other(x, decode=decode, num_threads=np.int64(2)))
+    assert seen == ([None] * 2 + [2] * 2 if dropout else [None, 2])
 
 
 def test_load_copies_all_parameters(rng, dtype):

@@ -76,6 +76,7 @@ X = np.ones((2, 5, 12), np.float32)
         ({"mask": np.full((5, 5), np.nan)}, ValueError, "mask has negative values or NaN"),
         ({"is_causal": 1}, TypeError, "is_causal is 1"),
         ({"deterministic": 0}, TypeError, "deterministic is 0"),
+        ({"num_threads": 0}, ValueError, "num_threads is 0, expected at least 1"),
     ],
 )
 def test_wrong_call_arguments(arguments, error, message):

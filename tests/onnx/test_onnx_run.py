@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ import gqa  # noqa: E402
 import gqa.onnx  # noqa: E402
 import oracle  # noqa: E402
 from compare import assert_close, assert_same_bits  # noqa: E402
+from gqa.onnx.rotary_operators import microsoft_rotary_embedding  # noqa: E402
 from group_query import HEADS, Call  # noqa: E402
 
 ATTENTION = """
@@ -155,7 +158,8 @@ def test_flex_attention_in_a_model(tensors):
 
 
 @pytest.mark.parametrize("interleaved", [0, 1])
-def test_rotary_embedding_of_microsoft(interleaved, rng):
+@pytest.mark.parametrize("attributes", ["", "scale = 2.0, is_packed_batching = 1, "])
+def test_rotary_embedding_of_microsoft(attributes, interleaved, rng):
     """Positions for every token, or for the first of all; heads as in X, or as wide as the tables turn."""
     cos, sin = gqa.rotary_tables(16, 8)
     x = rng.standard_normal((2, 3, 5, 8)).astype(np.float32)
@@ -163,17 +167,89 @@ def test_rotary_embedding_of_microsoft(interleaved, rng):
     text = f"""
         <ir_version: 10, opset_import: ["": 24, "com.microsoft": 1]>
         g (float[] x, int64[] p, float[] c, float[] s) => (float[] y)
-        {{ y = com.microsoft.RotaryEmbedding<interleaved = {interleaved}>(x, p, c, s) }}
+        {{ y = com.microsoft.RotaryEmbedding<{attributes}interleaved = {interleaved}>(x, p, c, s) }}
     """
-    for position_ids in (np.array([4]), np.arange(4, 9) + np.array([[0], [3]])):
+    for position_ids in (np.array(4), np.array([4]), np.arange(4, 9) + np.array([[0], [3]])):
         want = gqa.rotary(
-            x, cos, sin, positions=np.arange(4, 9) if position_ids.ndim == 1 else position_ids,
+            x, cos, sin, positions=np.arange(4, 9) if position_ids.ndim < 2 else position_ids,
             interleaved=bool(interleaved),
         )  # fmt: skip
         inputs = {"p": position_ids, "c": cos, "s": sin}
         assert_same_bits(gqa.onnx.run(parsed(text), inputs | {"x": x})["y"], want)
         y = gqa.onnx.run(parsed(text), inputs | {"x": flat})["y"]
         np.testing.assert_array_equal(y, want.swapaxes(1, 2).reshape(2, 5, 24))
+
+
+def test_more_tokens_than_rows_of_the_rotary_tables(rng):
+    """As onnxruntime allows with is_packed_batching: sequences one after another, each from position 0."""
+    cos, sin = gqa.rotary_tables(3, 8)
+    x = rng.standard_normal((1, 2, 5, 8), np.float32)
+    positions = [[0, 1, 2, 0, 1]]
+    want = gqa.rotary(x, cos, sin, positions=np.array(positions))
+    assert_same_bits(microsoft_rotary_embedding(x, positions, cos, sin, is_packed_batching=1), want)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"position_ids": np.zeros((5, 2), int)}, ValueError, r"shape \(5, 2\), expected \(2, 5\), \(1,\) or \(\)"),
+        ({"position_ids": np.zeros(2, int)}, ValueError, r"shape \(2,\), expected \(2, 5\), \(1,\) or \(\)"),
+        ({"position_ids": 1.0}, TypeError, "position_ids has dtype float64, expected integers"),
+        ({"position_ids": [3, 2.5]}, TypeError, "position_ids has dtype float64, expected integers"),
+        ({"is_packed_batching": 2}, ValueError, "is_packed_batching is 2, expected one of 0, 1"),
+        ({"scale": np.nan}, ValueError, "scale is nan"),
+        ({"scale": "1"}, TypeError, "scale is '1'"),
+    ],
+    ids=lambda x: str(x)[:40],
+)
+def test_rotary_arguments_that_are_refused(change, error, message):
+    cos, sin = gqa.rotary_tables(16, 8)
+    given = {"input": np.ones((2, 3, 5, 8), np.float32), "position_ids": 0, "cos_cache": cos, "sin_cache": sin}
+    microsoft_rotary_embedding(**given)
+    with pytest.raises(error, match=message):
+        microsoft_rotary_embedding(**given | change)
+
+
+@pytest.mark.parametrize("number", [1, np.int64(2)])
+def test_threads_reach_every_operator(number, tensors, monkeypatch):
+    """Those in functions that the model defines and in modifiers' graphs as well."""
+    seen = []
+    for module, name in (("attention_operator", "attend"), ("modified_attention", "attention")):
+        module = importlib.import_module(f"gqa.onnx.{module}")
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *x, f=function, **y: seen.append(y["num_threads"]) or f(*x, **y))
+    text = """
+        <ir_version: 13, opset_import: ["": 26, "ai.onnx.preview": 1, "f": 1]>
+        g (float[B, 4, S, 8] q, float[B, 2, T, 8] k, float[B, 2, T, 8] v) => (float y) {
+            a = ai.onnx.preview.FlexAttention(q, k, v)
+            b = f.attend(q, k, v)
+            y = Add(a, b)
+        }
+        <domain: "f", opset_import: ["": 26]>
+        attend (q, k, v) => (y) { y = Attention(q, k, v) }
+    """
+    y = gqa.onnx.run(parsed(text), tensors, num_threads=number)["y"]
+    assert seen == [number, number]
+    assert_same_bits(y, 2 * gqa.onnx.attention(*tensors.values()).Y)
+    (attention,) = [op for op in gqa.onnx.reference_ops(num_threads=number) if op.__name__ == "Attention"]
+    assert attention.num_threads == number
+
+
+@pytest.mark.parametrize(("number", "error"), [(0, ValueError), (1.5, TypeError)])
+def test_threads_that_are_refused(number, error, tensors):
+    with pytest.raises(error, match="num_threads is"):
+        gqa.onnx.run(parsed(ATTENTION), tensors, num_threads=number)
+    with pytest.raises(error, match="num_threads is"):
+        gqa.onnx.reference_ops(num_threads=number)
+
+
+def test_operators_of_microsoft_need_no_import(rng):
+    """onnxruntime assumes version 1."""
+    call = Call(rng)
+    inputs = call.tensors | call.past
+    inputs |= {"seqlens_k": (call.tokens - 1).astype(np.int32), "total": np.array(16, np.int32)}
+    y = gqa.onnx.run(parsed(CACHED.replace(', "com.microsoft": 1', "")), inputs)["y"]
+    assert_same_bits(y, call.run(local_window_size=3).output)
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------

@@ -227,6 +227,7 @@ class MultiHeadAttention:
         is_causal: bool = False,
         decode: bool | None = None,
         deterministic: bool | None = None,
+        num_threads: int | None = None,
     ) -> Array:
         """Attend.
 
@@ -244,6 +245,8 @@ class MultiHeadAttention:
             Take one token, append it to the cache and attend the cache. Default as constructed.
         deterministic : bool, optional
             Leave dropout out. Default as constructed.
+        num_threads : int, optional
+            As in :func:`gqa.attention`; the projections are NumPy's.
 
         Returns
         -------
@@ -260,6 +263,8 @@ class MultiHeadAttention:
         is_causal = check_flag("is_causal", is_causal)
         decode = self.decode if decode is None else check_flag("decode", decode)
         deterministic = self.deterministic if deterministic is None else check_flag("deterministic", deterministic)
+        if num_threads is not None:
+            num_threads = check_int("num_threads", num_threads, 1)
         if inputs_v is not None and inputs_k is None:
             raise ValueError("inputs_v is given without inputs_k")
         inputs_k = inputs_q if inputs_k is None else inputs_k
@@ -284,10 +289,11 @@ class MultiHeadAttention:
         )
         if self.query_ln is not None and self.key_ln is not None:
             query, key = self.query_ln(query), self.key_ln(key)
-        options: dict[str, Any] = {"causal": is_causal, "query_offset": 0, "layout": "bshd"}
+        options: dict[str, Any] = {"causal": is_causal, "query_offset": 0}
         if decode:
             key, value = self._append(key, value)
-            options = {"kv_lengths": np.full(len(query), self.cache_index), "layout": "bshd"}
+            options = {"kv_lengths": np.full(len(query), self.cache_index)}
+        options |= {"layout": "bshd", "num_threads": num_threads}
         if deterministic or self.dropout_rate == 0:
             attended = attention(query, key, value, mask=mask, **options)
         else:

@@ -9,14 +9,14 @@ import numpy as np
 from gqa.arguments import Array, as_array, dtype_name, int_array
 from gqa.onnx.schema import check_choice, check_type_variable, split_heads, split_shape
 from gqa.rotary_embedding import rotary
-from gqa.shapes import check_int, check_shape
+from gqa.shapes import check_float, check_int, check_shape
 
 
 def rotary_embedding(
     X: Array,
     cos_cache: Array,
     sin_cache: Array,
-    position_ids: Array | None = None,
+    position_ids: Any = None,
     *,
     interleaved: int = 0,
     num_heads: int | None = None,
@@ -41,7 +41,7 @@ def rotary_embedding(
 
 def microsoft_rotary_embedding(
     input: Array,
-    position_ids: Array,
+    position_ids: Any,
     cos_cache: Array,
     sin_cache: Array,
     *,
@@ -51,23 +51,26 @@ def microsoft_rotary_embedding(
     is_packed_batching: int = 0,
     scale: float = 1.0,
 ) -> Array:
-    """RotaryEmbedding of com.microsoft: position_ids is (B, S), or (1,) with the position of the first token of all.
+    """RotaryEmbedding of com.microsoft: position_ids is (B, S), or (1,) or () with the position of the first tokens.
 
-    Without num_heads, the heads of an input (B, S, H * D) are as wide as the tables turn.
+    Without num_heads, the heads of an input (B, S, H * D) are as wide as the tables turn. As in ONNX Runtime, scale has
+    no effect, and is_packed_batching says no more than positions do: there may be more tokens than rows of the tables.
     """
     arrays = {"input": input, "cos_cache": cos_cache, "sin_cache": sin_cache}
     check_type_variable({name: dtype_name(name, as_array(name, x)) for name, x in arrays.items()}, *arrays)
-    check_choice("is_packed_batching", is_packed_batching, (0,))
-    if float(scale) != 1.0:
-        raise ValueError(f"scale is {scale}, expected 1.0")
+    check_choice("is_packed_batching", is_packed_batching, (0, 1))
+    check_float("scale", scale)
     if input.ndim == 3 and num_heads == 0 and cos_cache.ndim == 2 and cos_cache.shape[1]:
         num_heads = max(input.shape[2] // (2 * cos_cache.shape[1]), 1)
     x = _by_heads("input", input, num_heads)
     _check_tables(cos_cache, sin_cache, rotary_embedding_dim or 2 * cos_cache.shape[-1])
-    if position_ids.shape == (1,):
-        position_ids = np.arange(x.shape[2])[None] + int_array("position_ids", position_ids, (1,))
-        position_ids = np.broadcast_to(position_ids, (x.shape[0], x.shape[2]))
-    return _rotated(input, x, cos_cache, sin_cache, position_ids, interleaved)
+    batch, _, tokens, _ = x.shape
+    positions = int_array("position_ids", position_ids, np.shape(position_ids))
+    if positions.shape in ((), (1,)):
+        positions = np.broadcast_to(positions + np.arange(tokens), (batch, tokens))
+    elif positions.shape != (batch, tokens):
+        raise ValueError(f"position_ids has shape {positions.shape}, expected {(batch, tokens)}, (1,) or ()")
+    return _rotated(input, x, cos_cache, sin_cache, positions, interleaved)
 
 
 def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:

@@ -22,6 +22,7 @@ class Operator(OpRun):  # type: ignore[misc, unused-ignore]  # of type Any where
     """An operator whose missing inputs and outputs are None, and whose defaults are its function's."""
 
     op_schema = None
+    num_threads: int | None = None
 
     def run(self, *inputs: Any, **context: Any) -> tuple[Any, ...]:
         inputs = tuple(x if name else None for name, x in zip(self.onnx_node.input, inputs))
@@ -54,8 +55,11 @@ class Attention(Operator):
             raise ValueError("Attention has one of the outputs present_key and present_value, expected both or neither")
         present = self.asks_for(1) or self.asks_for(2)
         return self.given(
-            attention(*inputs, opset=opset, present=present, qk_matmul_output=self.asks_for(3), **attributes)
-        )
+            attention(
+                *inputs, opset=opset, present=present, qk_matmul_output=self.asks_for(3), num_threads=self.num_threads,
+                **attributes,
+            )
+        )  # fmt: skip
 
 
 class FlexAttention(Operator):
@@ -65,7 +69,7 @@ class FlexAttention(Operator):
         for name in ("score_mod", "prob_mod"):
             if name in given:
                 given[name] = function_of(name, given[name], attributes)
-        return (modified_attention(*inputs, **given),)
+        return (modified_attention(*inputs, num_threads=self.num_threads, **given),)
 
 
 def _operator(domain: str, name: str, function: Callable[..., Any]) -> type[Operator]:
@@ -87,11 +91,28 @@ OPERATORS: list[type[OpRun]] = [
 ]
 
 
+def operators(num_threads: int | None = None) -> list[type[OpRun]]:
+    """The classes of all operators, which use so many threads."""
+    return [type(op.__name__, (op,), {"num_threads": num_threads, "__module__": __name__}) for op in OPERATORS]
+
+
 class Evaluator(ReferenceEvaluator):  # type: ignore[misc, unused-ignore]
     """A reference evaluator with these operators, in functions that the model defines as well."""
 
+    operators = OPERATORS
+
     def __init__(self, proto: Any, **options: Any) -> None:
-        super().__init__(proto, **{"new_ops": OPERATORS} | options)
+        super().__init__(proto, **{"new_ops": self.operators} | options)
+
+    @property
+    def opsets(self) -> dict[str, int]:
+        """The versions that the model imports, and of com.microsoft the first, which ONNX Runtime assumes."""
+        return {"com.microsoft": 1, **super().opsets}
+
+
+def evaluator_class(num_threads: int | None) -> type[Evaluator]:
+    """An evaluator whose operators use so many threads; a class, since it makes others of its own for functions."""
+    return type("Evaluator", (Evaluator,), {"operators": operators(num_threads)})
 
 
 def graph_function(name: str, graph: onnx.GraphProto) -> Modifier:

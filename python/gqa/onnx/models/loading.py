@@ -9,7 +9,7 @@ import onnx
 
 from gqa.arguments import Array, as_array
 from gqa.dtypes import dtype_named
-from gqa.onnx.models.evaluator import Evaluator
+from gqa.onnx.models.evaluator import evaluator_class
 
 
 def load(model: Any) -> onnx.ModelProto:
@@ -32,7 +32,7 @@ def load(model: Any) -> onnx.ModelProto:
     return proto
 
 
-def run(model: onnx.ModelProto, inputs: dict[str, Array]) -> dict[str, Array]:
+def run(model: onnx.ModelProto, inputs: dict[str, Array], num_threads: int | None = None) -> dict[str, Array]:
     """The model's outputs by name."""
     constants = {x.name for x in model.graph.initializer} | {x.values.name for x in model.graph.sparse_initializer}
     declared = {x.name: x.type.tensor_type for x in model.graph.input}
@@ -45,7 +45,7 @@ def run(model: onnx.ModelProto, inputs: dict[str, Array]) -> dict[str, Array]:
         elif name not in constants:
             raise ValueError(f"input {name!r} is missing, the model takes {', '.join(declared)}")
     try:
-        evaluator = Evaluator(model)
+        evaluator = evaluator_class(num_threads)(model)
     except (NotImplementedError, RuntimeError) as error:
         raise ValueError(f"the model has an operator that cannot be run: {error}") from error
     return dict(zip(evaluator.output_names, evaluator.run(None, inputs)))

@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gqa.arguments import Array
+from gqa.shapes import check_int
 
 if TYPE_CHECKING:
     from onnx.reference.op_run import OpRun
 
 
-def reference_ops() -> list[type[OpRun]]:
+def reference_ops(*, num_threads: int | None = None) -> list[type[OpRun]]:
     """Operators for ``onnx.reference.ReferenceEvaluator(model, new_ops=gqa.onnx.reference_ops())``.
+
+    Parameters
+    ----------
+    num_threads : int, optional
+        For each call of an operator, as in :func:`gqa.attention`.
 
     Returns
     -------
@@ -37,13 +43,14 @@ def reference_ops() -> list[type[OpRun]]:
     >>> [op.__name__ for op in gqa.onnx.reference_ops() if op.op_domain == "com.microsoft"]
     ['GroupQueryAttention', 'RotaryEmbedding']
     """
+    num_threads = _threads(num_threads)
     _need_onnx()
-    from gqa.onnx.models.evaluator import OPERATORS
+    from gqa.onnx.models.evaluator import operators
 
-    return list(OPERATORS)
+    return operators(num_threads)
 
 
-def run(model: Any, inputs: dict[str, Array]) -> dict[str, Array]:
+def run(model: Any, inputs: dict[str, Array], *, num_threads: int | None = None) -> dict[str, Array]:
     """Run an ONNX model.
 
     Parameters
@@ -52,6 +59,8 @@ def run(model: Any, inputs: dict[str, Array]) -> dict[str, Array]:
         A file, the content of one, or a model.
     inputs : dict of str to ndarray
         By name, of the dtypes and shapes that the model declares.
+    num_threads : int, optional
+        For each call of an attention operator, as in :func:`gqa.attention`.
 
     Returns
     -------
@@ -81,10 +90,11 @@ def run(model: Any, inputs: dict[str, Array]) -> dict[str, Array]:
     >>> gqa.onnx.run(model, {"q": q, "k": k})["y"].max()
     np.float32(1.0)
     """
+    num_threads = _threads(num_threads)
     _need_onnx()
     from gqa.onnx.models import loading
 
-    return loading.run(loading.load(model), inputs)
+    return loading.run(loading.load(model), inputs, num_threads)
 
 
 def run_files(model_path: str, inputs_path: str, output_path: str) -> None:
@@ -103,6 +113,10 @@ def run_files(model_path: str, inputs_path: str, output_path: str) -> None:
         for name, x in outputs.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, x, allow_pickle=False)
+
+
+def _threads(num_threads: Any) -> int | None:
+    return None if num_threads is None else check_int("num_threads", num_threads, 1)
 
 
 def _need_onnx() -> None:
