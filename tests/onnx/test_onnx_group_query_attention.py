@@ -69,6 +69,22 @@ def test_a_bias_of_very_negative_numbers_masks_nothing(rng):
     call.check(result, call.expected(bias=bias))
 
 
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "attributes", [{}, {"softcap": 1.0}, {"qk_output": 1}, {"qk_output": 2}, {"causal": 0}], ids=str
+)
+def test_a_row_whose_bias_is_all_minus_infinity_is_zero(attributes, step, dtype, rng):
+    call = Call(rng, dtype=dtype, **STEPS[step])
+    bias = rng.standard_normal((1, 1, call.q.shape[1], call.total)).astype(dtype)
+    bias[:, :, 0] = -np.inf
+    result = call.run(attention_bias=bias, **attributes)
+    assert not result.output[:, 0].any()
+    options = {"bias": bias, "softcap": attributes.get("softcap", 0.0), "causal": attributes.get("causal", 1)}
+    call.check(result, call.expected(**options))
+    if attributes.get("qk_output") == 2:
+        assert not result.output_qk[:, :, 0].any()
+
+
 @pytest.mark.parametrize("smooth_softmax", [-1, 0, 1])
 def test_head_sink_goes_before_smooth_softmax(smooth_softmax, rng):
     call, sinks = Call(rng), np.array([0.5, -1, 3, 0], np.float32)
