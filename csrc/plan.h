@@ -1,8 +1,20 @@
-// plan.h: how a call is cut into tasks. Integers only, so that it can be read, and tested, without a kernel.
+// plan.h: how sequences are cut. Integers only, so that it can be read, and tested, without a kernel.
 //
-// The result must be the same to the last bit for any number of threads and any batch around a sequence. So whatever
-// changes the arithmetic (the loop used, where splits fall) follows from the sequence alone; the number of threads only
-// decides how tiles and splits are dealt out.
+// The words, from the largest to the smallest:
+//   sequence  a batch entry or packed sequence: its queries, and the keys that they attend
+//   row       a query of one query head; the rows of a KV head are those of its group of query heads
+//   unit      a block of rows of one sequence and KV head: rows that end in the output together
+//   part      keys of a unit that one task attends: a whole subtree of splits
+//   task      a unit, or one part of it: what a thread takes at a time
+//   split     the keys between two cuts. Cuts are at fixed multiples of absolute key numbers; each split is attended by
+//             itself, and their states are merged in the order of a balanced tree (kernels/merge_tree.h)
+//   block     keys that a loop takes at once, a fraction of a split, also at fixed multiples
+//   tile      rows that fill the lanes of a register tile
+//
+// The result must be the same to the last bit for any number of threads and any batch around a sequence, and for any
+// storage of its keys. So whatever changes the arithmetic (the loop used, where splits and blocks begin) follows from
+// the sequence and absolute key numbers alone. Units, parts and tasks change nothing; they are free to follow from the
+// number of threads.
 #pragma once
 
 #include <algorithm>
@@ -12,35 +24,43 @@ namespace gqa {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// What one sequence and KV head amounts to.
-struct Work {
-  int64_t rows, keys, head_dim, v_head_dim, element_bytes, tile_rows;
-};
-
 // From this many rows on, a tile of rows in the lanes does more useful work than channels in the lanes.
 constexpr int64_t rows_for_lanes = 24;
+constexpr bool rows_in_lanes(int64_t rows) { return rows >= rows_for_lanes; }
 
-constexpr bool rows_in_lanes(const Work& w) { return w.rows >= rows_for_lanes; }
+// Keys of a split: multiples of the loops' blocks (96, and 256 or 768). Few rows have little to merge and need many
+// splits, so that one sequence can feed many threads. Many rows have large states: they are cut more rarely, at every
+// fourth cut of few rows. Pieces of keys that meet at multiples of the larger number are whole subtrees for both.
+constexpr int64_t few_rows_split_keys = 768, many_rows_split_keys = 4 * few_rows_split_keys;
+constexpr int64_t split_keys(bool rows_in_lanes) { return rows_in_lanes ? many_rows_split_keys : few_rows_split_keys; }
 
-// Long caches are cut at fixed keys, a multiple of the loops' blocks (96, 256 and 768), so that one sequence can feed
-// many threads; at most 64 times, so that the stored states stay small. Many rows feed the threads by themselves.
-constexpr int64_t split_unit = 768, most_splits = 64, most_rows_split = 64;
+// What one sequence amounts to. Keys are the absolute numbers of those that some row attends, [first_key, last_key).
+struct Work {
+  int64_t rows;  // of one KV head
+  int64_t first_key, last_key;
+  double attended;  // keys of an average row
 
-constexpr int64_t split_keys(const Work& w) {
-  if (w.rows > most_rows_split) return std::max<int64_t>(w.keys, 1);
-  return split_unit * std::max<int64_t>(1, ceil_div(w.keys, split_unit * most_splits));
-}
+  bool in_lanes() const { return rows_in_lanes(rows); }
+  // Splits [first, last) that hold the keys; one without keys, too, is a split.
+  int64_t first_split() const { return first_key / split_keys(in_lanes()); }
+  int64_t last_split() const { return std::max(first_split() + 1, ceil_div(last_key, split_keys(in_lanes()))); }
+};
 
-// Rows of one task. Its tiles share each block of keys: the more the better, as long as their Q^T and O^T (and the
-// block) stay in L2, and as long as there are tasks enough for the threads.
-constexpr int64_t most_rows_per_task = 1024, task_bytes = 1 << 22;
+// What all sequences of a call share.
+struct Sizes {
+  int64_t kv_heads, head_dim, v_head_dim, element_bytes, tile_rows;
+};
 
-constexpr int64_t rows_per_task(const Work& w, int64_t sequences_and_heads, int64_t threads) {
-  if (!rows_in_lanes(w)) return w.rows;
-  const int64_t fit = task_bytes / ((w.head_dim + w.v_head_dim + 1) * w.element_bytes);
-  const int64_t wanted = ceil_div(4 * threads, sequences_and_heads);  // tasks from each sequence and head
-  const int64_t rows = std::min({most_rows_per_task, fit, threads > 1 ? ceil_div(w.rows, wanted) : w.rows});
-  return std::max<int64_t>(1, rows / w.tile_rows) * w.tile_rows;
+// Rows of one unit. Its tiles share each block of keys: the more the better, as long as their Q^T and O^T (and the
+// block) stay in L2, and as long as there are units enough for the threads.
+constexpr int64_t max_rows_per_unit = 1024, unit_bytes = 1 << 22;
+
+constexpr int64_t rows_per_unit(int64_t rows, const Sizes& sizes, int64_t sequences_and_heads, int64_t threads) {
+  if (!rows_in_lanes(rows)) return rows;
+  const int64_t fit = unit_bytes / ((sizes.head_dim + sizes.v_head_dim + 1) * sizes.element_bytes);
+  const int64_t wanted = ceil_div(4 * threads, sequences_and_heads);  // units from each sequence and head
+  const int64_t most = std::min({max_rows_per_unit, fit, threads > 1 ? ceil_div(rows, wanted) : rows});
+  return std::max<int64_t>(1, most / sizes.tile_rows) * sizes.tile_rows;
 }
 
 }  // namespace gqa

@@ -1,48 +1,53 @@
 // channels.h: attention with channels in the lanes, for few rows (decoding, short speculative chunks).
 //
 // The time goes into reading the cache, so it is read once, in place and in its own type, for all rows; a group of up
-// to 4 rows shares each load.
+// to 4 rows shares each load. A step of such a group: deal the keys to streams, q . k for all of them (scores lie as
+// [step][stream][row], one vector a step), softmax lane by lane, then p . v in the same order. Lanes of one row in
+// different streams have sums l of their own, added up at the end; they share the maximum m, or their o could not.
 #pragma once
 
-#include "integers.h"
-#include "scratch.h"
-#include "state.h"
+#include "products/products.h"
+#include "score_block.h"
 
 namespace gqa {
 namespace GQA_ISA {
 namespace {
 
+// Coordinates of a group of R rows: lane l is row first + l % R, and of stream l / R. Phases are halves of streams.
+template <class T, int R> struct StreamCoordinates {
+  static constexpr int phases = Streams<streams<T, R>>::halves;
+  int64_t first, last;
+  const Streams<streams<T, R>>& keys;
+
+  int64_t row(int lane) const { return min(first + lane % R, last); }
+  int first_key(int phase, int lane) const { return keys.half(lane / R, phase); }
+  int end_key(int phase, int lane) const {
+    return phase + 1 < phases ? keys.half(lane / R, phase + 1) : keys.first[lane / R + 1];
+  }
+};
+
 template <class T> class ChannelsInLanes {
  public:
-  static constexpr int w = width<T>, max_group = w < 4 ? w : 4;
-  static constexpr int block_keys = sizeof(T) == 8 ? 256 : channels_block;  // less where keys are widened into scratch
+  using States = RowStates<T>;
+  static constexpr int w = width<T>, max_group = most_rows_at_once<T>, block_keys = channels_block_of<T>;
 
   struct Buffers {
     Buffers(const TaskShape& shape, Scratch& scratch)
-        : rows(shape.rows + max_group),
-          q_stride((shape.head_dim + w - 1) / w * w),
-          zeros_bytes(8 * most(shape.head_dim, shape.v_head_dim)),
-          q(scratch.take<T>(rows * q_stride)),
-          m(scratch.take<T>(rows * w)),
-          l(scratch.take<T>(rows * w)),
+        : products(shape, scratch),
+          zeros_bytes(8 * max(shape.head_dim, shape.v_head_dim)),
+          lane_sums(scratch.take<T>(products.q.rows * w)),
+          lane_maxima(scratch.take<T>(products.q.rows * w)),
           s(scratch.take<T>(block_keys * max_group + w)),
           bias(scratch.take<T>(block_keys * max_group + w)),
-          wide_k(scratch.take<double>(sizeof(T) == 8 ? block_keys * shape.head_dim : 0)),
-          wide_v(scratch.take<double>(sizeof(T) == 8 ? block_keys * shape.v_head_dim : 0)),
-          rounded(rows, sizeof(T) == 4 ? shape.head_dim : 0, scratch),
           zeros(scratch.take<char>(zeros_bytes)),
-          block(scratch.take<KeyBlock>(1)),
-          states(States<T>::at(scratch.take<char>(States<T>::bytes(rows, shape.v_head_dim)), rows, shape.v_head_dim)) {}
+          block(scratch.take<KeyBlock>(1)) {}
 
-    const int64_t rows, q_stride, zeros_bytes;  // rows: with room for the padding of the last group
-    T* const q;                                 // [row][channel], scaled, padded with zeros
-    T *const m, *const l;                       // [first row of a group][lane]
-    T *const s, *const bias;                    // [step][lane]
-    double *const wide_k, *const wide_v;
-    const RoundedRows rounded;  // q for keys of int8
-    char* const zeros;
+    const typename Products<T>::Buffers products;
+    const int64_t zeros_bytes;
+    T *const lane_sums, *const lane_maxima;  // [first row of a group][lane]
+    T *const s, *const bias;                 // [step][lane]
+    char* const zeros;                       // what a stream reads that has ended
     KeyBlock* const block;
-    const States<T> states;
   };
 
   ChannelsInLanes(const Attention& a, const Task& task, const Buffers& buffers)
@@ -51,198 +56,114 @@ template <class T> class ChannelsInLanes {
         sequence_(*task.sequence),
         group_(a.query_heads / a.kv_heads),
         rows_(int(task.row_end - task.row_begin)),
-        head_dim_(int(a.head_dim)),
-        v_head_dim_(int(a.v_head_dim)),
         buffers_(buffers),
-        block_(*buffers.block) {
-    memset(buffers.zeros, 0, size_t(buffers.zeros_bytes));
-    load_queries();
+        block_(*buffers.block),
+        products_(a, buffers.products) {}
+
+  void load_queries() {
+    memset(buffers_.zeros, 0, size_t(buffers_.zeros_bytes));
+    buffers_.products.q.load(a_, task_);
   }
 
-  // Attends keys [begin, end) and calls done(first row, rows, states).
-  template <class Done> void run(int64_t begin, int64_t end, Done done) {
-    buffers_.states.clear(buffers_.rows);
-    for (int64_t i = 0; i < buffers_.rows * w; i++) buffers_.m[i] = -infinity<T>, buffers_.l[i] = 0;
+  // There is no quicker way for few keys.
+  bool attend_at_once(Interval) const { return false; }
+
+  // Attends `keys`, of one split; `states` are cleared.
+  void run(Interval keys, const States& states) {
+    const int64_t lanes = buffers_.products.q.rows * w;
+    for (int64_t i = 0; i < lanes; i++) buffers_.lane_maxima[i] = -infinity<T>, buffers_.lane_sums[i] = 0;
+    const Interval all = {attended_by_row(0).begin, attended_by_row(rows_ - 1).end};
     KeyWalk walk(a_, sequence_, task_.kv_head);
-    while (begin < end) {
-      const int64_t next = walk.fill(block_, begin, least(end, (begin / block_keys + 1) * block_keys));
-      prepare();
+    while (keys.begin < keys.end) {
+      const int64_t next = walk.fill(block_, keys.begin, block_end(sequence_, keys.begin, keys.end, block_keys));
+      products_.prepare_block(block_, all);
       for (int r = 0; r < rows_; r += group_at(r)) {
-        if (rows_ - r > 2) add<max_group>(begin, r);
-        else if (rows_ - r == 2) add<2>(begin, r);
-        else add<1>(begin, r);
+        if (rows_ - r > 2) add<max_group>(keys.begin, r, states);
+        else if (rows_ - r == 2) add<2>(keys.begin, r, states);
+        else add<1>(keys.begin, r, states);
       }
-      begin = next;
+      keys.begin = next;
     }
-    end_rows();
-    done(task_.row_begin, int64_t(rows_), buffers_.states);
+    end_rows(states);
   }
+
+  void write(const States& states) const { write_rows(a_, task_, task_.row_begin, rows_, states); }
 
  private:
   // Rows that share a pass over a block: 1, 2 or 4; the last of 4 may be padding.
   int group_at(int r) const { return rows_ - r > 2 ? max_group : rows_ - r; }
 
-  int64_t query_of(int r) const { return (task_.row_begin + least(r, rows_ - 1)) / group_; }
-  int64_t head_of(int r) const { return task_.kv_head * group_ + (task_.row_begin + least(r, rows_ - 1)) % group_; }
-
-  void load_queries() const {
-    const T scale = query_scale<T>(a_);
-    for (int64_t i = 0; i < buffers_.rows * buffers_.q_stride; i++) buffers_.q[i] = 0;
-    with_float_type(a_.q_type, [&](auto s) {
-      using S = decltype(s);
-      for (int r = 0; r < rows_; r++) {
-        const S* q = reinterpret_cast<const S*>(at_row(a_.q, a_.q_strides, sequence_, head_of(r), query_of(r)));
-        T* to = buffers_.q + r * buffers_.q_stride;
-        for (int d = 0; d < head_dim_; d += w)
-          store(to + d, load_row<T, S>(q + d, int(least(w, head_dim_ - d))) * scale);
-      }
-    });
-  }
-
-  // For double, other types are widened into scratch; for float, the products widen in registers, or are of integers.
-  void prepare() {
-    if constexpr (sizeof(T) == 4) {
-      if (block_.k_type != DType::i8 || rounded_ || !integers()) return;
-      for (int r = 0; r < buffers_.rows; r++)
-        buffers_.rounded.round(r, buffers_.q + r * buffers_.q_stride, buffers_.q_stride);
-      rounded_ = true;
-      return;
-    }
-    widen_rows(block_.k, block_.k_scale, block_.k_type, head_dim_, buffers_.wide_k);
-    widen_rows(block_.v, block_.v_scale, block_.v_type, v_head_dim_, buffers_.wide_v);
-    block_.k_type = block_.v_type = DType::f64;
-  }
-  bool integers() const {
-    const Interval first = attended(a_, sequence_, query_of(0)), last = attended(a_, sequence_, query_of(rows_ - 1));
-    return last.end - first.begin >= keys_for_integers && head_dim_ <= most_channels_for_integers;
-  }
-  void widen_rows(const char** rows, const float* scales, DType type, int channels, double* to) const {
-    if (type == DType::f64) return;
-    with_cache_type(type, [&](auto s) {
-      using S = decltype(s);
-      for (int j = 0; j < block_.count; j++, to += channels) {
-        const double scale = type == DType::i8 ? scales[j] : 1;
-        for (int c = 0; c < channels; c++) to[c] = convert<double>(read<S>(rows[j] + c * sizeof(S))) * scale;
-        rows[j] = reinterpret_cast<const char*>(to);
-      }
-    });
-  }
-  template <class F> static void with_direct_type(DType type, F f) {
-    if constexpr (sizeof(T) == 8) f(double());
-    else if (type == DType::i8) f(int8_t());
-    else if (type == DType::f16) f(f16());
-    else if (type == DType::bf16) f(bf16());
-    else f(float());
-  }
+  int64_t query_of(int r) const { return (task_.row_begin + min(r, rows_ - 1)) / group_; }
+  int64_t head_of(int r) const { return task_.kv_head * group_ + (task_.row_begin + min(r, rows_ - 1)) % group_; }
+  Interval attended_by_row(int r) const { return attended(a_, sequence_, query_of(r)); }
 
   // Adds the block, whose first key is `begin`, to the group of R rows from r on.
-  template <int R> void add(int64_t begin, int r) const {
-    const Interval first = attended(a_, sequence_, query_of(r)), last = attended(a_, sequence_, query_of(r + R - 1));
-    const int from = within_block(first.begin - begin), to = within_block(last.end - begin), n = to - from;
-    if (n <= 0) return;
+  template <int R> void add(int64_t begin, int r, const States& states) const {
+    const BlockRange range = block_range(a_, sequence_, query_of(r), query_of(r + R - 1), begin, block_.count);
+    if (range.cover() == Cover::skip) return;
+    const int from = range.from, n = range.to - from;
     const Streams<streams<T, R>> keys(n);
-    if (a_.mask && !load_mask<R>(r, begin + from, keys)) return;
+    const Cover cover = a_.mask ? load_mask<R>(r, begin + from, keys) : Cover::whole;
+    if (cover == Cover::skip) return;
 
-    T *const s = buffers_.s, *const o = buffers_.states.o + r * buffers_.states.stride;
-    const int64_t stride = buffers_.states.stride;
-    const Scores<T, 1> scores{s, keys.steps, w};
-    multiply_block_keys<R>(r, keys, from);
-    if (block_.k_type == DType::i8) multiply_scales<R, false>(block_.k_scale + from, keys);
-    if (a_.softcap > 0) scores.soft_cap(T(a_.softcap));
-    if (a_.mask) scores.add(buffers_.bias);
-    const bool edges = first.begin < last.begin || first.end < last.end;
-    if (edges || n % streams<T, R> != 0) mask_edges<R>(scores, begin + from, r, keys);
-
-    Vec<T> top[1], alpha[1];
-    scores.maximum(top);
-    top[0] = fold<T, R>(top[0], [](Vec<T> x, Vec<T> y) { return max(x, y); });
-    scores.weights(top, buffers_.m + r * w, buffers_.l + r * w, alpha);
-    if (block_.v_type == DType::i8) multiply_scales<R, true>(block_.v_scale + from, keys);
-
-    for (int i = 0; i < R; i++)
-      for (T* x = o + i * stride; x < o + (i + 1) * stride; x += w) store(x, load(x) * alpha[0][i]);
-    const bool select = (edges || a_.mask) && !values_are_finite<T>(block_, v_head_dim_);
-    const StreamRows<streams<T, R>> rows(keys, block_.v + from, buffers_.zeros);
-    with_direct_type(block_.v_type, [&](auto type) {
-      const auto add_to = select ? add_values_selecting<T, decltype(type), R> : add_values<T, decltype(type), R>;
-      add_to(o, stride, v_head_dim_, keys, rows, s);
-    });
-  }
-
-  // The scores of the group from r on with the keys of the block from `from` on.
-  template <int R> void multiply_block_keys(int r, const Streams<streams<T, R>>& keys, int from) const {
-    const StreamRows<streams<T, R>> k(keys, block_.k + from, buffers_.zeros);
-    if constexpr (sizeof(T) == 4)
-      if (rounded_ && block_.k_type == DType::i8)
-        return multiply_keys<R>(buffers_.rounded, r, head_dim_, keys, k, buffers_.s);
-    with_direct_type(block_.k_type, [&](auto type) {
-      const T* q = buffers_.q + r * buffers_.q_stride;
-      multiply_keys<T, decltype(type), R>(q, buffers_.q_stride, head_dim_, keys, k, buffers_.s);
-    });
-  }
-
-  // Masks what is outside a row's interval, or past the end of a stream. Key 0 is the first of the streams.
-  template <int R>
-  void mask_edges(const Scores<T, 1>& scores, int64_t begin, int r, const Streams<streams<T, R>>& keys) const {
-    constexpr int halves = Streams<streams<T, R>>::halves;
-    for (int h = 0; h < halves; h++) {
-      T key[w], low[w], high[w];
-      for (int i = 0; i < w; i++) {
-        const Interval interval = attended(a_, sequence_, query_of(r + i % R));
-        const int stream = i / R, end = h + 1 < halves ? keys.half(stream, h + 1) : keys.first[stream + 1];
-        key[i] = T(keys.half(stream, h));
-        low[i] = T(most(interval.begin - begin, 0));
-        high[i] = T(least(interval.end - begin, end));
-      }
-      const Scores<T, 1> half{scores.s + h * w, (keys.steps + halves - 1 - h) / halves, halves * w};
-      half.mask(key, low, high, 0, half.steps);
+    const bool edges = range.cover() == Cover::partial, masked = cover == Cover::partial;
+    const ScoreBlock<T, 1, StreamCoordinates<T, R>> scores{buffers_.s,
+                                                           keys.steps,
+                                                           w,
+                                                           {task_.row_begin + r, task_.row_end - 1, keys},
+                                                           begin + from,
+                                                           masked ? buffers_.bias : nullptr,
+                                                           edges || n % streams<T, R> != 0,
+                                                           {keys.steps, keys.steps}};
+    {
+      const StreamRows<streams<T, R>> k(keys, block_.k + from, buffers_.zeros);
+      products_.template scores<R>(r, block_, from, keys, k, buffers_.s);
     }
+    Vec<T> top[1], alpha[1];
+    scores.apply(a_, sequence_, group_, top);
+    top[0] = fold<T, R>(top[0], [](Vec<T> x, Vec<T> y) { return max(x, y); });
+    scores.weights(top, buffers_.lane_maxima + r * w, buffers_.lane_sums + r * w, alpha);
+
+    T* const o = states.o + r * states.stride;
+    for (int i = 0; i < R; i++)
+      for (T* x = o + i * states.stride; x < o + (i + 1) * states.stride; x += w) store(x, load(x) * alpha[0][i]);
+    const bool select = (edges || masked) && !values_are_finite<T>(block_, int(a_.v_head_dim));
+    const StreamRows<streams<T, R>> v(keys, block_.v + from, buffers_.zeros);
+    products_.template accumulate<R>(block_, from, keys, v, select, buffers_.s, o, states.stride);
   }
 
-  // Multiplies the scores, or the weights, of each key with its scale. A weight of 0 stays 0 whatever the scale holds.
-  template <int R, bool weights> void multiply_scales(const float* scales, const Streams<streams<T, R>>& keys) const {
-    keys.template each_step<T>(
-        scales, [&](int t, Vec<T> scale) __attribute__((always_inline)) {
-          T* s = buffers_.s + t * w;
-          const Vec<T> x = load(s), scaled = x * scale;
-          store(s, weights ? (x == 0 ? x : scaled) : scaled);
-        });
-  }
-
-  // The mask of the group and the streams' keys as a bias that lies as the scores do; false if it hides all of them.
-  template <int R> bool load_mask(int r, int64_t key, const Streams<streams<T, R>>& keys) const {
-    bool any = false;
+  // The mask of the group and the streams' keys as a bias that lies as the scores do.
+  template <int R> Cover load_mask(int r, int64_t key, const Streams<streams<T, R>>& keys) const {
+    MaskCover cover;
     for (int i = 0; i < keys.steps * w; i++) buffers_.bias[i] = -infinity<T>;
     for (int i = 0; i < R; i++) {
       T bias[block_keys];
-      any |= mask_row(a_, sequence_, head_of(r + i), query_of(r + i), key, keys.first[streams<T, R>], bias);
+      cover.add(mask_row(a_, sequence_, head_of(r + i), query_of(r + i), key, keys.total(), bias));
       for (int stream = 0; stream < streams<T, R>; stream++)
         for (int t = 0; t < keys.size(stream); t++) buffers_.bias[t * w + stream * R + i] = bias[keys.key(stream, t)];
     }
-    return any;
+    return cover.cover();
   }
 
   // The rows' m and l; l is summed over the streams.
-  void end_rows() const {
+  void end_rows(const States& states) const {
     for (int first = 0; first < rows_; first += group_at(first))
       for (int i = 0; i < group_at(first); i++) {
         T sum = 0;
-        for (int lane = i; lane < w; lane += group_at(first)) sum += buffers_.l[first * w + lane];
-        buffers_.states.m[first + i] = buffers_.m[first * w + i];
-        buffers_.states.l[first + i] = sum;
+        for (int lane = i; lane < w; lane += group_at(first)) sum += buffers_.lane_sums[first * w + lane];
+        states.m[first + i] = buffers_.lane_maxima[first * w + i];
+        states.l[first + i] = sum;
       }
   }
-
-  int within_block(int64_t key) const { return int(most(0, least(key, block_.count))); }
 
   const Attention& a_;
   const Task& task_;
   const Sequence& sequence_;
   const int64_t group_;
-  const int rows_, head_dim_, v_head_dim_;
+  const int rows_;
   const Buffers& buffers_;
   KeyBlock& block_;
-  bool rounded_ = false;  // keys of int8 are multiplied as integers
+  Products<T> products_;
 };
 
 }  // namespace

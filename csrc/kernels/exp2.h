@@ -40,12 +40,13 @@ template <> GQA_INLINE Vec<double> exp2<double>(Vec<double> x) {
   return times_exp2<double>(polynomial<double>(fraction<double>(x), c), x);
 }
 
-// The same of a single number, and its inverse: by the C library's own names, since the overloads of C++ are inline
-// functions that objects compiled for different instruction sets would share.
+// The same of a single number, its inverse, and a square root: by the C library's own names, since the overloads of C++
+// are inline functions that objects compiled for different instruction sets would share.
 GQA_INLINE float exp2_of(float x) { return ::exp2f(x); }
 GQA_INLINE double exp2_of(double x) { return ::exp2(x); }
 GQA_INLINE float log2_of(float x) { return ::log2f(x); }
 GQA_INLINE double log2_of(double x) { return ::log2(x); }
+GQA_INLINE float sqrt_of(float x) { return ::sqrtf(x); }
 
 // tanh: relative error below 4e-7 (float); the C library's for double.
 template <class T> GQA_INLINE Vec<T> tanh(Vec<T> x);

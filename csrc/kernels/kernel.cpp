@@ -4,6 +4,7 @@
 // statics with constructors, exceptions or allocation: an inline function shared with another instruction set's copy
 // could be the one that the linker keeps for everybody.
 #include "channels.h"
+#include "merge_tree.h"
 #include "rotary.h"
 #include "rows.h"
 
@@ -12,36 +13,60 @@ namespace GQA_ISA {
 namespace {
 
 TaskShape shape_of(const Attention& a, const Task& task) {
-  return {task.row_end - task.row_begin, a.head_dim, a.v_head_dim, task.rows_in_lanes};
+  return {task.row_end - task.row_begin, a.head_dim, a.v_head_dim, task.split_end - task.split_begin,
+          task.rows_in_lanes};
 }
 
-template <class T, class Loop> void attend_with(const Attention& a, const Task& task, void* workspace) {
-  const TaskShape shape = shape_of(a, task);
+// The keys that some row of a task attends.
+Interval attended_by(const Attention& a, const Task& task) {
   const int64_t group = a.query_heads / a.kv_heads;
-  const Interval keys = {attended(a, *task.sequence, task.row_begin / group).begin,
-                         attended(a, *task.sequence, (task.row_end - 1) / group).end};
+  return {attended(a, *task.sequence, task.row_begin / group).begin,
+          attended(a, *task.sequence, (task.row_end - 1) / group).end};
+}
+
+// The keys of a split that are among `keys`, counted as those are, from the sequence's first.
+Interval within_split(const Task& task, int64_t split, Interval keys) {
+  const int64_t first = split * task.split_keys - task.sequence->origin;
+  return {max(keys.begin, first), min(keys.end, first + task.split_keys)};
+}
+
+bool in_one_split(const Task& task, Interval keys) {
+  const int64_t origin = task.sequence->origin;
+  return keys.begin >= keys.end || (origin + keys.begin) / task.split_keys == (origin + keys.end - 1) / task.split_keys;
+}
+
+// The states of the task's splits, one after another, merged as merge_tree.h says, and then stored or written.
+template <class T, class Loop> void attend_with(const Attention& a, const Task& task, void* workspace) {
+  using States = typename Loop::States;
+  const TaskShape shape = shape_of(a, task);
+  const Interval keys = attended_by(a, task);
   Scratch scratch(workspace);
   const typename Loop::Buffers buffers(shape, scratch);
   Loop loop(a, task, buffers);
-  if (!task.partial && task.split_end - task.split_begin == 1)
-    return loop.run(keys.begin, keys.end, [&](int64_t first, int64_t rows, const States<T>& states) {
-      write_output(a, task, first, rows, states);
-    });
+  if (!task.partial && in_one_split(task, keys) && loop.attend_at_once(keys)) return;
 
-  // Each split's states are merged into the task's, one split after another: always the same order and arithmetic.
-  const States<T> total =
-      States<T>::at(task.partial ? task.partial : scratch.take<char>(States<T>::bytes(shape.rows, a.v_head_dim)),
-                    shape.rows, a.v_head_dim);
-  total.clear(shape.rows);
+  loop.load_queries();
+
+  const size_t bytes = States::bytes(shape);
+  char* const slots = scratch.take<char>(int64_t(bytes) * MergeTree<States>::depth(shape.splits));
+  auto slot = [&](int i) {
+    return States::at(i == 0 && task.partial ? task.partial : slots + size_t(i) * bytes, shape);
+  };
+  MergeTree<States> tree;
   for (int64_t split = task.split_begin; split < task.split_end; split++) {
-    const int64_t begin = most(keys.begin, split * task.split_keys),
-                  end = least(keys.end, (split + 1) * task.split_keys);
-    if (begin >= end) continue;
-    loop.run(begin, end, [&](int64_t first, int64_t rows, const States<T>& states) {
-      total.from(first - task.row_begin).merge(states, rows);
-    });
+    const Interval part = within_split(task, split, keys);
+    if (part.begin >= part.end) continue;
+    const States states = slot(tree.waiting());
+    states.clear();
+    loop.run(part, states);
+    tree.add(states, split);
   }
-  if (!task.partial) write_output(a, task, task.row_begin, shape.rows, total);
+  if (tree.waiting() == 0) {
+    tree.add(slot(0), task.split_begin);
+    slot(0).clear();
+  }
+  const States& total = tree.total();
+  if (!task.partial) loop.write(total);
 }
 
 template <class T> void attend(const Attention& a, const Task& task, void* workspace) {
@@ -50,26 +75,31 @@ template <class T> void attend(const Attention& a, const Task& task, void* works
 }
 
 template <class T> size_t partial_bytes(const TaskShape& shape) {
-  return States<T>::bytes(shape.rows, shape.v_head_dim);
+  return shape.rows_in_lanes ? LaneStates<T>::bytes(shape) : RowStates<T>::bytes(shape);
 }
 
 template <class T> size_t workspace_bytes(const TaskShape& shape) {
   Scratch scratch(nullptr);
   if (shape.rows_in_lanes) typename RowsInLanes<T>::Buffers(shape, scratch);
   else typename ChannelsInLanes<T>::Buffers(shape, scratch);
-  scratch.take<char>(int64_t(partial_bytes<T>(shape)));
+  scratch.take<char>(int64_t(partial_bytes<T>(shape)) * MergeTree<RowStates<T>>::depth(shape.splits));
   return scratch.used();
 }
 
-template <class T> void merge(const Attention& a, const Task& task, size_t stride, void* workspace) {
-  const int64_t rows = task.row_end - task.row_begin;
-  const States<T> total = States<T>::at(workspace, rows, a.v_head_dim);
-  total.clear(rows);
-  for (int64_t split = task.split_begin; split < task.split_end; split++)
-    total.merge(
-        States<T>::at(static_cast<char*>(task.partial) + size_t(split - task.split_begin) * stride, rows, a.v_head_dim),
-        rows);
-  write_output(a, task, task.row_begin, rows, total);
+template <class T, class Loop>
+void merge_with(const Attention& a, const Task& task, int64_t parts, size_t stride, void* workspace) {
+  const TaskShape shape = shape_of(a, task);
+  MergeTree<typename Loop::States> tree;
+  for (int64_t i = 0; i < parts; i++)
+    tree.add(Loop::States::at(static_cast<char*>(task.partial) + size_t(i) * stride, shape), task.split_begin + i);
+  Scratch scratch(workspace);
+  const typename Loop::Buffers buffers(shape, scratch);
+  Loop(a, task, buffers).write(tree.total());
+}
+
+template <class T> void merge(const Attention& a, const Task& task, int64_t parts, size_t stride, void* workspace) {
+  if (task.rows_in_lanes) merge_with<T, RowsInLanes<T>>(a, task, parts, stride, workspace);
+  else merge_with<T, ChannelsInLanes<T>>(a, task, parts, stride, workspace);
 }
 
 template <class T>

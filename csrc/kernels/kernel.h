@@ -9,18 +9,21 @@
 namespace gqa {
 
 // Row r of a KV head is query r / group of query head kv_head * group + r % group: the rows that share its keys.
-// A task is rows [row_begin, row_end) of one sequence and KV head, over key splits [split_begin, split_end).
+// A task is rows [row_begin, row_end) of one sequence and KV head, over the keys of splits [split_begin, split_end).
+// Split s has the keys with absolute numbers [s, s + 1) * split_keys.
 struct Task {
   const Sequence* sequence;
   int64_t kv_head;
   int64_t row_begin, row_end;
-  int64_t split_begin, split_end, split_keys;  // split s: keys [s, s + 1) * split_keys
+  int64_t split_begin, split_end, split_keys;
   bool rows_in_lanes;
   void* partial;  // where the states of its splits go, merged; null: the task ends its rows in the output
 };
 
+// What the sizes of a task's memory follow from.
 struct TaskShape {
   int64_t rows, head_dim, v_head_dim;
+  int64_t splits;
   bool rows_in_lanes;
 };
 
@@ -30,9 +33,9 @@ struct KernelsOf {
   size_t (*workspace_bytes)(const TaskShape&);
   size_t (*partial_bytes)(const TaskShape&);
   void (*attend)(const Attention&, const Task&, void* workspace);
-  // Merges the states of splits [split_begin, split_end), stored at `partial` every `stride` bytes, and writes the
-  // output.
-  void (*merge)(const Attention&, const Task&, size_t stride, void* workspace);
+  // Merges the partial states of the `parts` tasks that one unit was cut into, stored at `task.partial` every `stride`
+  // bytes, and writes the output. Part i is subtree task.split_begin + i of those that have as many splits as a part.
+  void (*merge)(const Attention&, const Task& task, int64_t parts, size_t stride, void* workspace);
   void (*rotate)(const Rotary&);
 };
 

@@ -3,22 +3,24 @@
 #pragma once
 
 #include "kernel.h"
-#include "vec.h"
+#include "shuffle.h"
 
 namespace gqa {
 namespace GQA_ISA {
 namespace {
 
-constexpr int rows_block = 96;       // keys of a block when rows are in the lanes: a multiple of every tile height
-constexpr int channels_block = 768;  // keys of a block when channels are in the lanes: as many as a split has
+// Keys of a block, at multiples of absolute key numbers: with rows in the lanes, a multiple of every tile height; with
+// channels in the lanes, as many as a split has, or less where keys are widened into scratch.
+constexpr int rows_block = 96, channels_block = 768;
+template <class T> constexpr int channels_block_of = sizeof(T) == 8 ? 256 : channels_block;
 
-GQA_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-GQA_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+GQA_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+GQA_INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class T> constexpr DType type_of = sizeof(T) == 8 ? DType::f64 : DType::f32;
 
-// Calls f with a value of the element type: of q and out; of k and v; of a mask.
+// Calls f with a value of the element type: of q and out; of k and v.
 template <class F> GQA_INLINE void with_float_type(DType type, F f) {
   if (type == DType::f16) f(f16());
   else if (type == DType::bf16) f(bf16());
@@ -29,19 +31,20 @@ template <class F> GQA_INLINE void with_cache_type(DType type, F f) {
   if (type == DType::i8) f(int8_t());
   else with_float_type(type, f);
 }
-template <class F> GQA_INLINE void with_mask_type(DType type, F f) {
-  if (type == DType::boolean) f(bool());
-  else with_float_type(type, f);
-}
 
-constexpr int most_keys = channels_block;
+constexpr int max_keys = channels_block;
 
 struct KeyBlock {
   int count;
   DType k_type, v_type;
-  const char *k[most_keys], *v[most_keys];               // the row of each key: head_dim or v_head_dim channels
-  float k_scale[most_keys + 1], v_scale[most_keys + 1];  // what a row is to be multiplied with (i8 only)
+  const char *k[max_keys], *v[max_keys];               // the row of each key: head_dim or v_head_dim channels
+  float k_scale[max_keys + 1], v_scale[max_keys + 1];  // what a row is to be multiplied with (i8 only)
 };
+
+// Where the block ends that key `begin` of a sequence is in: before key `end`, or where the next multiple of `size` is.
+GQA_INLINE int64_t block_end(const Sequence& sequence, int64_t begin, int64_t end, int size) {
+  return min(end, ((sequence.origin + begin) / size + 1) * size - sequence.origin);
+}
 
 // Walks the keys of one sequence and KV head in order.
 class KeyWalk {
@@ -49,7 +52,7 @@ class KeyWalk {
   KeyWalk(const Attention& attention, const Sequence& sequence, int64_t kv_head)
       : attention_(attention), sequence_(sequence), head_(kv_head) {}
 
-  // Fills `block` with the keys [begin, end), at most `most_keys`; fewer when the type changes. Returns where it ends.
+  // Fills `block` with the keys [begin, end), at most `max_keys`; fewer when the type changes. Returns where it ends.
   int64_t fill(KeyBlock& block, int64_t begin, int64_t end) {
     block.count = 0;
     seek(begin);

@@ -4,8 +4,9 @@
 // lane-wise and K and V are read as broadcast scalars.
 #pragma once
 
+#include "output.h"
 #include "pack.h"
-#include "state.h"
+#include "score_block.h"
 
 namespace gqa {
 namespace GQA_ISA {
@@ -20,12 +21,12 @@ template <class T> struct PanelBlock {
   bool finite_known, finite;  // finite: every value is
 };
 
-// tile_lanes rows of Q and their state.
+// tile_lanes rows of Q, and their states.
 template <class T> struct RowTile {
-  T *q, *o;       // [head_dim][lanes] scaled, [v_head_dim][lanes]; o is undefined until `started`
-  T *m, *l;       // [lanes]
-  int64_t first;  // the row in lane 0
-  int rows;       // lanes in use
+  T* q;                  // [head_dim][lanes], scaled
+  LaneStates<T> states;  // o is undefined until `started`
+  int64_t first;         // the row in lane 0
+  int rows;              // lanes in use
   bool started;
 };
 
@@ -44,10 +45,8 @@ template <class T> class RowTileLoop {
         s_(s),
         bias_(bias) {}
 
-  // Q^T, scaled; rows past the last are 0.
-  void begin(RowTile<T>& tile) const {
-    tile.started = false;
-    for (int r = 0; r < lanes; r++) tile.m[r] = -infinity<T>, tile.l[r] = 0;
+  // Q^T, scaled; rows past the last repeat it.
+  void load_queries(const RowTile<T>& tile) const {
     with_float_type(a_.q_type, [&](auto s) { transpose_queries<decltype(s)>(tile); });
   }
 
@@ -57,14 +56,16 @@ template <class T> class RowTileLoop {
   }
 
   // O^T back to rows: the states of tile.rows rows; there must be room for `lanes`.
-  void end(const RowTile<T>& tile, const States<T>& states) const {
-    for (int r = 0; r < tile.rows; r++) states.m[r] = tile.m[r], states.l[r] = tile.l[r];
+  void to_rows(const RowTile<T>& tile, const RowStates<T>& states) const {
+    const LaneStates<T>& from = tile.states;
+    const bool any = from.any_keys();
+    for (int r = 0; r < tile.rows; r++) states.m[r] = from.m[r], states.l[r] = from.l[r];
     for (int r = 0; r < tile.rows; r += w)
       for (int c = 0; c < v_head_dim_; c += w) {
         Vec<T> square[w];
 #pragma GCC unroll 16
         for (int i = 0; i < w; i++)
-          square[i] = tile.started && c + i < v_head_dim_ ? load(tile.o + (c + i) * lanes + r) : Vec<T>{};
+          square[i] = any && c + i < v_head_dim_ ? load(from.o + (c + i) * lanes + r) : Vec<T>{};
         transpose<T>(square);
 #pragma GCC unroll 16
         for (int i = 0; i < w; i++) store(states.o + (r + i) * states.stride + c, square[i]);
@@ -72,7 +73,7 @@ template <class T> class RowTileLoop {
   }
 
  private:
-  template <class S> void transpose_queries(RowTile<T>& tile) const {
+  template <class S> void transpose_queries(const RowTile<T>& tile) const {
     const T scale = query_scale<T>(a_);
     for (int r = 0; r < tile.rows; r += w) {
       const S* rows[w];
@@ -92,28 +93,29 @@ template <class T> class RowTileLoop {
   }
 
   template <int N> void add_block(RowTile<T>& tile, PanelBlock<T>& block) const {
-    // Keys [from, to) are attended by some row, [all_from, all_to) by every row; all counted from the block's first.
-    const Interval first = attended(a_, sequence_, tile.first / group_),
-                   last = attended(a_, sequence_, (tile.first + tile.rows - 1) / group_);
-    const int to = within(block, last.end), all_from = within(block, last.begin), all_to = within(block, first.end);
-    int from = within(block, first.begin);
-    if (from >= to) return;
-    from -= from % tile_height;  // panels are whole: the keys too many are masked
+    const BlockRange range = block_range(a_, sequence_, tile.first / group_, (tile.first + tile.rows - 1) / group_,
+                                         block.begin, block.keys.count);
+    if (range.cover() == Cover::skip) return;
+    const int from = range.from - range.from % tile_height,
+              to = range.to;  // panels are whole: keys too many are masked
     const int n = to - from;
-    if (a_.mask && !load_mask(tile, block.begin + from, n)) return;
+    const Cover cover = a_.mask ? load_mask(tile, block.begin + from, n) : Cover::whole;
+    if (cover == Cover::skip) return;
 
-    const Scores<T, N> scores{s_, n, lanes};
+    const bool edges = from < range.all_from || to > range.all_to, masked = cover == Cover::partial;
+    const ScoreBlock<T, N, TileCoordinates> scores{s_,
+                                                   n,
+                                                   lanes,
+                                                   {tile.first, tile.first + tile.rows - 1, n},
+                                                   block.begin + from,
+                                                   masked ? bias_ : nullptr,
+                                                   edges,
+                                                   {range.all_from - from, range.all_to - from}};
     Vec<T> top[N], alpha[N];
     multiply_keys<N>(tile, block, from, to, top);
-    const bool edges = from < all_from || to > all_to;
-    if (edges || a_.mask || a_.softcap > 0 || to % tile_height != 0) {
-      if (a_.softcap > 0) scores.soft_cap(T(a_.softcap));
-      if (a_.mask) scores.add(bias_);
-      if (edges) mask_edges(tile, scores, block.begin + from, all_from - from, all_to - from);
-      scores.maximum(top);
-    }
-    scores.weights(top, tile.m, tile.l, alpha);
-    if ((edges || a_.mask) && !all_finite(block)) add_values<N, true>(tile, block, from, n, alpha);
+    if (edges || masked || in_natural_units(a_) || to % tile_height != 0) scores.apply(a_, sequence_, group_, top);
+    scores.weights(top, tile.states.m, tile.states.l, alpha);
+    if ((edges || masked) && !all_finite(block)) add_values<N, true>(tile, block, from, n, alpha);
     else add_values<N, false>(tile, block, from, n, alpha);
     tile.started = true;
   }
@@ -133,7 +135,7 @@ template <class T> class RowTileLoop {
       for (int key = from; key < to; key += height) {
         const T* rows[height];
         for (int i = 0; i < height; i++)
-          rows[i] = reinterpret_cast<const T*>(block.keys.k[least(key + i, block.keys.count - 1)]);
+          rows[i] = reinterpret_cast<const T*>(block.keys.k[min(key + i, block.keys.count - 1)]);
         keys_tile<height>(tile, [&](int k, int i) { return read<T>(rows[i] + k); }, s_ + (key - from) * lanes, top);
       }
     }
@@ -166,7 +168,7 @@ template <class T> class RowTileLoop {
   }
   template <int M, int N, bool select, class A>
   GQA_INLINE void values_tile(const RowTile<T>& tile, A a, int c, int n, const Vec<T> (&alpha)[N]) const {
-    T* o = tile.o + c * lanes;
+    T* o = tile.states.o + c * lanes;
     Tile<T, M, N> sum = {};
     if (tile.started) each<M, N>([&](int i, int v) { sum.at[i][v] = load(o + i * lanes + v * w) * alpha[v]; });
     if (select) multiply_selecting(sum, a, s_, n);
@@ -174,26 +176,15 @@ template <class T> class RowTileLoop {
     each<M, N>([&](int i, int v) { store(o + i * lanes + v * w, sum.at[i][v]); });
   }
 
-  template <int N>
-  void mask_edges(const RowTile<T>& tile, const Scores<T, N>& scores, int64_t begin, int all_from, int all_to) const {
-    T first[lanes] = {}, low[lanes], high[lanes];
-    for (int r = 0; r < N * w; r++) {
-      const Interval keys = attended(a_, sequence_, row_of(tile, r) / group_);
-      low[r] = T(most(keys.begin - begin, 0));
-      high[r] = T(least(keys.end - begin, scores.steps));
-    }
-    scores.mask(first, low, high, 0, all_from);
-    scores.mask(first, low, high, int(most(all_from, all_to)), scores.steps);
-  }
-
-  // The mask of n keys as a bias that lies as the scores do; false if it hides them from all rows.
-  bool load_mask(const RowTile<T>& tile, int64_t key, int n) const {
+  // The mask of n keys as a bias that lies as the scores do.
+  Cover load_mask(const RowTile<T>& tile, int64_t key, int n) const {
     T rows[w * (rows_block + w)];
-    bool any = false;
+    MaskCover cover;
     for (int r = 0; r < tile.rows; r += w) {
       for (int i = 0; i < w; i++) {
         const int64_t row = row_of(tile, r + i);
-        any |= mask_row(a_, sequence_, first_head_ + row % group_, row / group_, key, n, rows + i * (rows_block + w));
+        cover.add(
+            mask_row(a_, sequence_, first_head_ + row % group_, row / group_, key, n, rows + i * (rows_block + w)));
       }
       for (int j = 0; j < n; j += w) {
         Vec<T> square[w];
@@ -204,7 +195,7 @@ template <class T> class RowTileLoop {
         for (int i = 0; i < w; i++) store(bias_ + (j + i) * lanes + r, square[i]);
       }
     }
-    return any;
+    return cover.cover();
   }
 
   bool all_finite(PanelBlock<T>& block) const {
@@ -216,13 +207,10 @@ template <class T> class RowTileLoop {
   }
 
   // Lanes past the last row repeat it.
-  int64_t row_of(const RowTile<T>& tile, int lane) const { return tile.first + least(lane, tile.rows - 1); }
+  int64_t row_of(const RowTile<T>& tile, int lane) const { return tile.first + min(lane, tile.rows - 1); }
   const char* query_row(const RowTile<T>& tile, int lane) const {
     const int64_t row = row_of(tile, lane);
     return at_row(a_.q, a_.q_strides, sequence_, first_head_ + row % group_, row / group_);
-  }
-  static int within(const PanelBlock<T>& block, int64_t key) {
-    return int(most(0, least(key - block.begin, block.keys.count)));
   }
 
   const Attention& a_;

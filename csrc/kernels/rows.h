@@ -1,5 +1,5 @@
 // rows.h: attention with rows in the lanes, for prompts, chunks and other tasks of many rows: the loops over blocks of
-// keys and tiles of rows. Blocks are outermost, so that the tiles share what was fetched and packed once.
+// keys and tiles of rows.
 #pragma once
 
 #include "row_tile.h"
@@ -9,34 +9,39 @@ namespace gqa {
 namespace GQA_ISA {
 namespace {
 
+// The two orders. Ordinarily blocks are outermost: a block of keys is fetched, and packed, once and stays in L1 or L2
+// while all tiles take it; tiles keep their states in memory between blocks (a task's Q^T and O^T fit into L2). Where
+// the keys are so few that all their blocks fit beside one tile, tiles are outermost: each block is still packed once,
+// and one tile's Q^T and O^T serve for all of them, so that short prompts stay in L1.
 template <class T> class RowsInLanes {
  public:
+  using States = LaneStates<T>;
   static constexpr int lanes = tile_lanes<T>;
-  static constexpr int resident_blocks = 2;  // all keys in so few blocks: each is packed once, and tiles are outermost
+  static constexpr int resident_blocks = 2;
   static constexpr int tiles_worth_packing = 4, readable_bytes = 40 << 10;
   using Loop = RowTileLoop<T>;
 
   struct Buffers {
     Buffers(const TaskShape& shape, Scratch& scratch)
-        : tiles(scratch.take<RowTile<T>>(ceil_div(shape.rows, lanes))),
-          q(scratch.take<T>(ceil_div(shape.rows, lanes) * shape.head_dim * lanes)),
-          o(scratch.take<T>(ceil_div(shape.rows, lanes) * shape.v_head_dim * lanes)),
-          m(scratch.take<T>(ceil_div(shape.rows, lanes) * lanes)),
-          l(scratch.take<T>(ceil_div(shape.rows, lanes) * lanes)),
+        : q(scratch.take<T>(LaneStates<T>::tiles_of(shape) * shape.head_dim * lanes)),
+          started(scratch.take<bool>(LaneStates<T>::tiles_of(shape))),
           s(scratch.take<T>(Loop::score_rows * lanes)),
           bias(scratch.take<T>(Loop::score_rows * lanes)),
           blocks(scratch.take<PanelBlock<T>>(resident_blocks)),
           k(scratch.take<T>(resident_blocks * key_panels_size<T>(shape.head_dim))),
-          v(scratch.take<T>(resident_blocks * value_panels_size<T>(shape.v_head_dim))),
-          states(
-              States<T>::at(scratch.take<char>(States<T>::bytes(lanes, shape.v_head_dim)), lanes, shape.v_head_dim)) {}
+          v(scratch.take<T>(resident_blocks * value_panels_size<T>(shape.v_head_dim))) {
+      const TaskShape tile{lanes, shape.head_dim, shape.v_head_dim, 1, true};
+      one_tile = LaneStates<T>::at(scratch.take<char>(int64_t(LaneStates<T>::bytes(tile))), tile);
+      rows = RowStates<T>::at(scratch.take<char>(int64_t(RowStates<T>::bytes(tile))), tile);
+    }
 
-    RowTile<T>* const tiles;
-    T *const q, *const o, *const m, *const l;  // of all tiles
+    T* const q;           // [tile][head_dim][lanes]
+    bool* const started;  // [tile]
     T *const s, *const bias;
     PanelBlock<T>* const blocks;
     T *const k, *const v;    // the panels of the blocks
-    const States<T> states;  // of one tile
+    LaneStates<T> one_tile;  // where tiles are outermost
+    RowStates<T> rows;       // a tile on its way to the output
   };
 
   RowsInLanes(const Attention& a, const Task& task, const Buffers& buffers)
@@ -46,53 +51,68 @@ template <class T> class RowsInLanes {
         buffers_(buffers),
         loop_(a, task, buffers.s, buffers.bias) {}
 
-  // Attends keys [begin, end) and calls done(first row, rows, states) for each tile.
-  template <class Done> void run(int64_t begin, int64_t end, Done done) const {
+  // Tiles outermost, if that suits so few keys, of one split: attends them, ends all rows and returns true.
+  bool attend_at_once(Interval keys) const {
+    const int64_t origin = task_.sequence->origin;
+    if (keys.begin < keys.end &&
+        (origin + keys.end - 1) / rows_block - (origin + keys.begin) / rows_block >= resident_blocks)
+      return false;
     KeyWalk walk(a_, *task_.sequence, task_.kv_head);
-    int64_t next = begin;
     int opened = 0;
-    if (ceil_div(end, rows_block) - begin / rows_block <= resident_blocks)
-      while (next < end && opened < resident_blocks) next = open(walk, opened++, next, end);
-    if (next >= end) {
+    while (keys.begin < keys.end && opened < resident_blocks) keys.begin = open(walk, opened++, keys);
+    if (keys.begin < keys.end) return false;  // types change within a block
+    for (int64_t t = 0; t < tiles_; t++) {
+      RowTile<T> tile = tile_at(t, buffers_.q, buffers_.one_tile);
+      buffers_.one_tile.clear();
+      loop_.load_queries(tile);
+      for (int b = 0; b < opened; b++) loop_.add(tile, buffers_.blocks[b]);
+      write_tile(tile);
+    }
+    return true;
+  }
+
+  void load_queries() const {
+    for (int64_t t = 0; t < tiles_; t++) loop_.load_queries(tile_at(t, queries_of(t), {}));
+  }
+
+  // Attends `keys`, of one split; `states` are cleared. Blocks outermost.
+  void run(Interval keys, const States& states) const {
+    for (int64_t t = 0; t < tiles_; t++) buffers_.started[t] = false;
+    KeyWalk walk(a_, *task_.sequence, task_.kv_head);
+    while (keys.begin < keys.end) {
+      keys.begin = open(walk, 0, keys);
       for (int64_t t = 0; t < tiles_; t++) {
-        RowTile<T>& tile = start(t, 0);
-        for (int b = 0; b < opened; b++) loop_.add(tile, buffers_.blocks[b]);
-        finish(tile, done);
+        RowTile<T> tile = tile_at(t, queries_of(t), states.tile(t));
+        tile.started = buffers_.started[t];
+        loop_.add(tile, buffers_.blocks[0]);
+        buffers_.started[t] = tile.started;
       }
-      return;
     }
-    for (int64_t t = 0; t < tiles_; t++) start(t, t);
-    while (begin < end) {
-      begin = open(walk, 0, begin, end);
-      for (int64_t t = 0; t < tiles_; t++) loop_.add(buffers_.tiles[t], buffers_.blocks[0]);
-    }
-    for (int64_t t = 0; t < tiles_; t++) finish(buffers_.tiles[t], done);
+  }
+
+  void write(const States& states) const {
+    for (int64_t t = 0; t < tiles_; t++) write_tile(tile_at(t, nullptr, states.tile(t)));
   }
 
  private:
-  // Tile t of the task, in the memory of tile `slot`.
-  RowTile<T>& start(int64_t t, int64_t slot) const {
-    RowTile<T>& tile = buffers_.tiles[slot];
-    tile.q = buffers_.q + slot * a_.head_dim * lanes;
-    tile.o = buffers_.o + slot * a_.v_head_dim * lanes;
-    tile.m = buffers_.m + slot * lanes;
-    tile.l = buffers_.l + slot * lanes;
-    tile.first = task_.row_begin + t * lanes;
-    tile.rows = int(least(lanes, task_.row_end - tile.first));
-    loop_.begin(tile);
-    return tile;
+  T* queries_of(int64_t t) const { return buffers_.q + t * a_.head_dim * lanes; }
+
+  RowTile<T> tile_at(int64_t t, T* q, const LaneStates<T>& states) const {
+    const int64_t first = task_.row_begin + t * lanes;
+    return {q, states, first, int(min(lanes, task_.row_end - first)), false};
   }
 
-  template <class Done> void finish(const RowTile<T>& tile, Done done) const {
-    loop_.end(tile, buffers_.states);
-    done(tile.first, int64_t(tile.rows), buffers_.states);
+  void write_tile(const RowTile<T>& tile) const {
+    loop_.to_rows(tile, buffers_.rows);
+    write_rows(a_, task_, tile.first, tile.rows, buffers_.rows);
   }
 
-  // The block of keys from `begin` on, packed where that pays; returns where it ends.
-  int64_t open(KeyWalk& walk, int index, int64_t begin, int64_t end) const {
+  // The block that begins with the first of `keys`, packed where that pays; returns where it ends.
+  int64_t open(KeyWalk& walk, int index, Interval keys) const {
     PanelBlock<T>& block = buffers_.blocks[index];
-    const int64_t stop = walk.fill(block.keys, begin, least(end, (begin / rows_block + 1) * rows_block));
-    block.begin = begin;
+    const int64_t stop =
+        walk.fill(block.keys, keys.begin, block_end(*task_.sequence, keys.begin, keys.end, rows_block));
+    block.begin = keys.begin;
     block.k = buffers_.k + index * key_panels_size<T>(a_.head_dim);
     block.v = buffers_.v + index * value_panels_size<T>(a_.v_head_dim);
     block.k_packed = block.keys.k_type != type_of<T> || worth_packing(block.keys.k, block.keys.count);

@@ -133,6 +133,11 @@ template <class T, class S> GQA_INLINE Vec<T> load_as(const S* p, int n) {
   return load(x);
 }
 
+// A whole vector, or the first n elements of the last one of a row.
+template <class T, class S> GQA_INLINE Vec<T> load_row(const S* p, int64_t n) {
+  return n >= width<T> ? load_as<T, S>(p) : load_as<T, S>(p, int(n));
+}
+
 // Keeps a value in a register that GCC would otherwise load again for each use: worth it where loads are the limit,
 // that is where an S needs no further instruction to become a T.
 template <class T, class S> constexpr bool loads_in_one_instruction = sizeof(S) == sizeof(T);

@@ -13,10 +13,6 @@ from gqa.quantization import Quantized
 from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Store, Table, Tensor, check_tensors, int_list, spans, table
 from gqa.shapes import LAYOUTS, Shape, check_shape
 
-# In a ring the keys of a sequence are numbered from a multiple of this on: the blocks and splits of the kernels then
-# fall where they fall in a full cache, and the results are the same to the last bit.
-ALIGNMENT = 768
-
 
 class Slots:
     """Keys and values of a batch of sequences; token p of each is in slot p % capacity.
@@ -90,11 +86,11 @@ class Slots:
             stored = [(0, b, p % self.capacity, n) for p, n in spans(origin, length, self.capacity)]
             runs += [*stored, (1, b, 0, count)]
             keys = length + count - origin
-            sequences.append((b, 0, rows, queries - rows, 0, position - origin, keys, b, origin, len(stored) + 1))
+            sequences.append((b, 0, rows, queries - rows, origin, position - origin, keys, b, origin, len(stored) + 1))
         return table(sequences, SEQUENCE_COLUMNS), table(runs, RUN_COLUMNS)
 
     def _origin(self, b: int, position: int, left: int | None) -> int:
-        """The token that is key 0 for queries of sequence b from `position` on, which see `left` tokens before it."""
+        """The token to list first for queries of sequence b from `position` on, which see `left` tokens before it."""
         if self.window is None or left is None:
             return 0
         first, oldest = max(position - left, 0), self.oldest[b]
@@ -102,7 +98,7 @@ class Slots:
             raise ValueError(
                 f"row 0 of sequence {b} sees tokens from {first} on, but the ring has dropped those before {oldest}"
             )
-        return first // ALIGNMENT * ALIGNMENT  # tokens before `first` are never read
+        return first
 
     def write(self, new: Store, counts: list[int]) -> None:
         """Append the first counts[b] tokens of `new` to sequence b; of more than the capacity, the last ones."""

@@ -1,20 +1,23 @@
-// integers.h: the product Q.K for keys of int8, as a product of integers.
+// products/integers.h: the product Q.K for keys of int8, as a product of integers.
 //
 // q is rounded to 16 bits; products and their sums are exact. That takes a half to three quarters of the time of
-// widening keys to float. (For P.V it would save nothing: the weights have to be rounded and two keys interleaved.) A
-// logit moves by about max|q| / 2^17, which averages out over many keys: it is used for no fewer than
-// `keys_for_integers`.
+// widening keys to float. (For P.V it would save nothing: the weights have to be rounded and two keys interleaved.)
+// The error of a logit is a sum of rounding errors of q, each up to half a unit, times the channels of the key: about
+// unit * |k| / sqrt(12). Where logits are small it averages out over many keys; where they are large, a few keys have
+// all the weight and it does not. So integers serve for no fewer than `keys_for_integers` keys, and for a block only if
+// the error of its logits is expected to be no more than `logit_error`; the others are widened.
 #pragma once
 
-#include "products.h"
-#include "scratch.h"
+#include "queries.h"
+#include "streams.h"
 
 namespace gqa {
 namespace GQA_ISA {
 namespace {
 
-constexpr int64_t keys_for_integers = 512, most_channels_for_integers = 512;  // so that sums fit into 32 bits
-constexpr float most_int16 = 32767;
+constexpr int64_t keys_for_integers = 512, max_channels_for_integers = 512;  // so that sums fit into 32 bits
+constexpr float logit_error = 8e-5f;                                         // in base 2
+constexpr float max_int16 = 32767;
 
 // The whole number nearest to each x, |x| <= 2^22.
 GQA_INLINE Vec<int32_t> rounded(Vec<float> x) {
@@ -46,13 +49,13 @@ struct RoundedRows {
     }
     top = fold<float, 1>(top, [](Vec<float> x, Vec<float> y) { return max(x, y); });
     poison = fold<float, 1>(poison, [](Vec<float> x, Vec<float> y) { return x + y; });
-    const float inverse = poison[0] == 0 && top[0] > 1e-30f ? most_int16 / top[0] : 0;
+    const float inverse = poison[0] == 0 && top[0] > 1e-30f ? max_int16 / top[0] : 0;
     memset(q + r * stride, 0, size_t(stride) * sizeof(int16_t));
     for (int64_t d = 0; d < channels; d += w) {
       const Vec<int32_t> x = rounded(load(from + d) * inverse);
       for (int l = 0; l < w; l++) q[r * stride + d + l] = int16_t(x[l]);
     }
-    unit[r] = top[0] / most_int16 + poison[0];
+    unit[r] = top[0] / max_int16 + poison[0];
   }
 };
 
@@ -94,6 +97,46 @@ void multiply_keys(const RoundedRows& rows, int first, int head_dim, const Strea
     store(s, to_floats(sums<int32_t>(sum)) * unit);
   }
 }
+
+class Integers {
+ public:
+  using Buffers = RoundedRows;
+
+  Integers(const Attention& a, const QueryRows<float>& q, const Buffers& rounded)
+      : q_(q), head_dim_(int(a.head_dim)), rounded_(rounded) {}
+
+  // Whether keys of int8 may be multiplied as integers by rows that attend so many of them.
+  bool worth_it(int64_t keys) const { return keys >= keys_for_integers && head_dim_ <= max_channels_for_integers; }
+
+  void prepare_queries() {
+    if (prepared_) return;
+    for (int64_t r = 0; r < q_.rows; r++) rounded_.round(r, q_.row(r), q_.stride);
+    prepared_ = true;
+  }
+
+  // Whether the logits of R rows from r on with n keys are expected to be precise. NaN is none of its business.
+  template <int R> bool precise(int r, const float* scales, int n) const {
+    // A row of int8 whose largest channel is 127 has others of about a third of that: |k| is about 42 * sqrt(head_dim).
+    const float k = 42.0f / 3.4641f * sqrt_of(float(head_dim_));
+    float unit = 0, scale = 0;
+    for (int i = 0; i < R; i++) unit = rounded_.unit[r + i] > unit ? rounded_.unit[r + i] : unit;
+    for (int j = 0; j < n; j++) scale = scales[j] > scale ? scales[j] : scale;
+    return unit * scale * k <= logit_error;
+  }
+
+  template <int R>
+  void scores(int r, const KeyBlock& block, int from, const Streams<streams<float, R>>& keys,
+              const StreamRows<streams<float, R>>& rows, float* s) const {
+    multiply_keys<R>(rounded_, r, head_dim_, keys, rows, s);
+    multiply_scales<float, R, false>(block.k_scale + from, keys, s);
+  }
+
+ private:
+  const QueryRows<float>& q_;
+  const int head_dim_;
+  const RoundedRows& rounded_;
+  bool prepared_ = false;
+};
 
 }  // namespace
 }  // namespace GQA_ISA
