@@ -22,7 +22,8 @@ constexpr int vector_bytes = 32, accumulators = 12;
 #elif defined(__aarch64__)
 constexpr int vector_bytes = 16, accumulators = 24;
 #else
-constexpr int vector_bytes = 16, accumulators = 13;  // SSE: a product, then a sum; an odd number keeps both pairs of ports busy
+// SSE: a product, then a sum; an odd number keeps both pairs of ports busy.
+constexpr int vector_bytes = 16, accumulators = 13;
 #endif
 
 typedef float Vec __attribute__((vector_size(vector_bytes)));
@@ -30,9 +31,7 @@ constexpr int width = vector_bytes / int(sizeof(float));
 
 volatile float sink;  // results end here, so that no loop can be left out
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 void pin(int thread) {
 #if defined(__linux__)
@@ -101,8 +100,8 @@ extern "C" double multiply_add_rate(int threads, double operations) {
   return 2.0 * width * accumulators * double(steps) * threads / time;
 }
 
-// Bytes per second over `bytes` at `data` (aligned to 64), divided among the threads, read `repeats` times in 1, 2, 4 or
-// 8 streams per thread.
+// Bytes per second over `bytes` at `data` (aligned to 64), divided among the threads, read `repeats` times in 1, 2, 4
+// or 8 streams per thread.
 extern "C" double read_rate(int threads, const char* data, size_t bytes, int repeats, int streams) {
   const size_t share = bytes / threads / 1024 * 1024;
   const double time = seconds(threads, [=](int i) {

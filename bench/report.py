@@ -32,7 +32,8 @@ def markdown(result: dict[str, Any], compact: bool = False) -> str:
 
 
 def title(run: dict[str, Any]) -> str:
-    return f"{run['threads']} thread" + "s" * (run["threads"] > 1) + f", {run['isa']}"
+    threads = "threads" if run["threads"] > 1 else "thread"
+    return f"{run['threads']} {threads}, {run['isa']}"
 
 
 def table(workloads: list[Row]) -> str:
@@ -109,7 +110,7 @@ def times(slower: Row | None, faster: Row | None) -> str:
 
 
 def marked(row: Row) -> str:
-    return row["name"] + " ~" * row["noisy"]
+    return f"{row['name']} ~" if row["noisy"] else str(row["name"])
 
 
 def plot(result: dict[str, Any], path: Path) -> None:

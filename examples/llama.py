@@ -156,7 +156,7 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
         raise SystemExit(
             f"reading weights needs the package {error.name}: pip install safetensors ml_dtypes"
         ) from error
-    weights = {}
+    weights: dict[str, np.ndarray] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="numpy") as tensors:
             weights |= {name: tensors.get_tensor(name).astype(np.float32) for name in tensors.keys()}  # noqa: SIM118

@@ -24,6 +24,14 @@ class Quantized:
     ----------
     data : ndarray of int8, shape (..., channels)
     scale : ndarray of float32, shape (...)
+
+    Examples
+    --------
+    >>> import gqa, numpy as np
+    >>> x = gqa.Quantized(np.full((2, 4), 64, np.int8), np.array([0.5, 0.25], np.float32))
+    >>> x.data * x.scale[..., None]
+    array([[32., 32., 32., 32.],
+           [16., 16., 16., 16.]], dtype=float32)
     """
 
     data: Array

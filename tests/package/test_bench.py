@@ -5,12 +5,13 @@ import json
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-BENCH = Path(__file__).parents[2] / "bench"
+from repository import ROOT
+
+BENCH = ROOT / "bench"
 sys.path.append(str(BENCH))
 
 import limits  # noqa: E402

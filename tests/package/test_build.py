@@ -11,8 +11,8 @@ import pytest
 import gqa
 from child import output_of
 from gqa import _core
+from repository import ROOT
 
-ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "csrc/kernels/kernel.cpp"
 EXTENSION = Path(_core.__file__)
 

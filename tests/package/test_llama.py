@@ -5,12 +5,13 @@ import importlib.util
 import json
 import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-PATH = Path(__file__).parents[2] / "examples" / "llama.py"
+from repository import ROOT
+
+PATH = ROOT / "examples" / "llama.py"
 
 
 @pytest.fixture(scope="module")

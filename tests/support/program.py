@@ -2,11 +2,12 @@
 
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
-SOURCES = next(parent for parent in Path(__file__).parents if (parent / "pyproject.toml").exists()) / "csrc"
+from repository import ROOT
+
+SOURCES = ROOT / "csrc"
 
 
 def compiler():

@@ -60,7 +60,7 @@ class PagedKVCache:
     >>> cache = gqa.PagedKVCache(num_pages=8, page_size=16, kv_heads=2, head_dim=32)
     >>> one = cache.add()
     >>> k, v = rng.standard_normal((2, 20, 2, 32), np.float32)
-    >>> cache.append([one], k, v, [20])
+    >>> _ = cache.append([one], k, v, [20])
     >>> two = cache.fork(one)
     >>> q = rng.standard_normal((2, 8, 32), np.float32)
     >>> k, v = rng.standard_normal((2, 2, 2, 32), np.float32)
