@@ -126,9 +126,11 @@ def test_masked_nan_does_not_leak(rng):
 @pytest.mark.parametrize("decode", [False, True])
 def test_threads(rng, monkeypatch, decode, dropout):
     seen = []
-    module = importlib.import_module("gqa.nn.multi_head_attention")
-    attention = module.attention
-    monkeypatch.setattr(module, "attention", lambda *x, **y: seen.append(y["num_threads"]) or attention(*x, **y))
+    for name in ("multi_head_attention", "dropout"):
+        module = importlib.import_module(f"gqa.nn.{name}")
+        monkeypatch.setattr(
+            module, "attention", lambda *x, f=module.attention, **y: seen.append(y["num_threads"]) or f(*x, **y)
+        )
     x = rng.standard_normal((2, 1, 12), np.float32)
     one, other = make(**dropout), make(**dropout)
     for layer in (one, other):

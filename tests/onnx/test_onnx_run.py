@@ -268,7 +268,7 @@ def test_operators_of_microsoft_need_no_import(rng):
         ),
         ({"q": np.ones((2, 3, 5, 8), np.float32)}, ValueError, r"input 'q' has shape \(2, 3, 5, 8\)"),
         ({"q": [1.0]}, TypeError, "input 'q' is a list"),
-        ({"k": np.ones((1, 2, 5, 8), np.float32)}, ValueError, "K has batch 1, expected 2"),
+        ({"k": np.ones((1, 2, 5, 8), np.float32)}, ValueError, "^Attention: K has batch 1, expected 2"),
     ],
 )
 def test_inputs_that_are_refused(change, error, message, tensors):

@@ -45,6 +45,10 @@ class KVCache:
     layout : {"bhsd", "bshd"}
         Of k, v, q, out, lse and the stored arrays; "bshd" swaps heads and tokens.
 
+    Notes
+    -----
+    A cache is for one thread at a time; threads that share one take turns, by a lock of their own.
+
     Examples
     --------
     A prompt, then one token:

@@ -49,7 +49,8 @@ class PagedKVCache:
 
     Notes
     -----
-    Pages and block tables are those of vLLM (Kwon et al. 2023, arXiv:2309.06180).
+    Pages and block tables are those of vLLM (Kwon et al. 2023, arXiv:2309.06180). A cache is for one thread at a time;
+    threads that share one take turns, by a lock of their own.
 
     Examples
     --------

@@ -10,10 +10,12 @@ import numpy as np
 
 from gqa.arguments import Array, as_array, dtype_name
 from gqa.dtypes import FLOATS, dtype_named, name_of, require_float
+from gqa.nn.dropout import attend_kept
 from gqa.nn.layers import Layer, LayerNorm, Linear, check_keys
+from gqa.nn.masks import four_axes
 from gqa.rules import check_group_sizes
 from gqa.scaled_dot_product import attention
-from gqa.shapes import Shape, check_broadcast, check_flag, check_float, check_int, check_shape
+from gqa.shapes import Shape, check_flag, check_float, check_int, check_shape
 
 
 class MultiHeadAttention:
@@ -297,7 +299,9 @@ class MultiHeadAttention:
         if deterministic or self.dropout_rate == 0:
             attended = attention(query, key, value, mask=mask, **options)
         else:
-            attended = self._attend_with_dropout(query, key, value, mask, options)
+            sets = (1, 1) if self.broadcast_dropout else (len(query), self.num_heads)
+            keep = self.rng.random((*sets, queries, key.shape[1]), np.float32) >= self.dropout_rate
+            attended = attend_kept(query, key, value, keep, 1 - self.dropout_rate, {"mask": mask, **options})
         return self.out(attended).reshape(*leading, queries, self.out_features)
 
     def _check_decode(self, inputs: dict[str, Array]) -> int:
@@ -323,36 +327,3 @@ class MultiHeadAttention:
             caches.append(cache.reshape(len(x), *cache.shape[-3:]))
         self.cache_index += 1
         return caches[0], caches[1]
-
-    def _attend_with_dropout(
-        self, query: Array, key: Array, value: Array, mask: Array | None, options: dict[str, Any]
-    ) -> Array:
-        """Attention whose weights are dropped at random, the others divided by 1 - dropout_rate.
-
-        With fewer keys the softmax normalises by less: exp(lse of the kept keys - lse of all) undoes that.
-        """
-        batch, queries, heads, _ = query.shape
-        shape = (1, 1, queries, key.shape[1]) if self.broadcast_dropout else (batch, heads, queries, key.shape[1])
-        keep = self.rng.random(shape, np.float32) >= self.dropout_rate
-        _, lse = attention(query, key, value, mask=mask, return_lse=True, **options)
-        kept = keep if mask is None else keep & mask
-        attended, kept_lse = attention(query, key, value, mask=kept, return_lse=True, **options)
-        share = np.exp(kept_lse - np.where(np.isneginf(lse), 0, lse)) / (1 - self.dropout_rate)
-        scaled: Array = (attended * share[..., None]).astype(self.dtype)
-        return scaled
-
-
-def four_axes(mask: Any, scores: Shape) -> Array:
-    """A mask for scores of shape (..., heads, queries, keys) as bool with one leading axis.
-
-    Raises
-    ------
-    ValueError
-        If it does not broadcast; if it has negative values or NaN, as a mask to be added to scores has.
-    """
-    check_broadcast("mask", as_array("mask", mask).shape, scores)
-    if not (mask >= 0).all():
-        raise ValueError("mask has negative values or NaN, expected True or nonzero where to attend, else False or 0")
-    allowed: Array = mask.astype(bool).reshape((1,) * (len(scores) - mask.ndim) + mask.shape)
-    allowed = np.broadcast_to(allowed, (*scores[:-3], *allowed.shape[-3:]))
-    return allowed.reshape(math.prod(scores[:-3]), *allowed.shape[-3:])

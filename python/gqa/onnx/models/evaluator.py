@@ -28,8 +28,11 @@ class Operator(OpRun):  # type: ignore[misc, unused-ignore]  # of type Any where
         inputs = tuple(x if name else None for name, x in zip(self.onnx_node.input, inputs))
         try:
             outputs = super().run(*inputs, **context)  # type: ignore[no-untyped-call, unused-ignore]
-        except TypeError as error:  # raised by OpRun in place of what went wrong
-            raise TypeError(f"{self.onnx_node.op_type}: {error.__cause__ or error}") from error
+        except (TypeError, ValueError) as error:
+            # OpRun raises a TypeError in place of another one, which is its cause.
+            reason = error.__cause__ if isinstance(error, TypeError) and error.__cause__ else error
+            name = f" {self.onnx_node.name!r}" if self.onnx_node.name else ""
+            raise type(error)(f"{self.onnx_node.op_type}{name}: {reason}") from error
         return tuple(x if name else None for name, x in zip(self.onnx_node.output, outputs))
 
     def asks_for(self, output: int) -> bool:
