@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TypedDict
 
 from gqa import _core
 from gqa.shapes import check_int
+
+
+class Info(TypedDict):
+    """What a build is."""
+
+    version: str
+    isa: str
+    isas: list[str]
+    threads: int
+    openmp: bool
 
 
 def set_num_threads(n: int | None) -> None:
@@ -42,7 +52,7 @@ def get_num_threads() -> int:
     return _core.default_threads()
 
 
-def info() -> dict[str, Any]:
+def info() -> Info:
     """What this build is: version, instruction sets, threads, OpenMP.
 
     Returns

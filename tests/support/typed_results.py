@@ -23,6 +23,7 @@ def results(q: Array, k: Array, v: Array, maybe: bool, cache: gqa.KVCache, pages
     assert_type(cache.append(k, v).truncate(3).select([0]).grow(5).reset().copy(), gqa.KVCache)
     assert_type(pages.append([0], k, v, [1]).truncate(0, 1).free(0).copy(), gqa.PagedKVCache)
     assert_type(cache.dtype, np.dtype[Any])
+    assert_type(gqa.info()["isas"], list[str])
     assert_type(gqa.onnx.attention(q, k, v).Y, Array)
     assert_type(gqa.nn.MultiHeadAttention(2, 8)(q), Array)
 

@@ -1,4 +1,4 @@
-"""ONNX models on the reference evaluator: loading one, checking its inputs, running it."""
+"""ONNX models on the reference evaluator: loading one, checking its inputs, evaluating it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load(model: Any) -> onnx.ModelProto:
     return proto
 
 
-def run(model: onnx.ModelProto, inputs: dict[str, Array], num_threads: int | None = None) -> dict[str, Array]:
+def evaluate(model: onnx.ModelProto, inputs: dict[str, Array], num_threads: int | None = None) -> dict[str, Array]:
     """The model's outputs by name."""
     constants = {x.name for x in model.graph.initializer} | {x.values.name for x in model.graph.sparse_initializer}
     declared = {x.name: x.type.tensor_type for x in model.graph.input}

@@ -94,7 +94,7 @@ def run(model: Any, inputs: dict[str, Array], *, num_threads: int | None = None)
     _need_onnx()
     from gqa.onnx.models import loading
 
-    return loading.run(loading.load(model), inputs, num_threads)
+    return loading.evaluate(loading.load(model), inputs, num_threads)
 
 
 def run_files(model_path: str, inputs_path: str, output_path: str) -> None:
@@ -108,7 +108,7 @@ def run_files(model_path: str, inputs_path: str, output_path: str) -> None:
             arrays = dict(np.load(file, allow_pickle=False).items())
     except (AttributeError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{inputs_path} is not an .npz file of arrays: {error}") from error
-    outputs = loading.run(model, loading.with_bfloat16(model, arrays))
+    outputs = loading.evaluate(model, loading.with_bfloat16(model, arrays))
     with zipfile.ZipFile(output_path, "w") as archive:  # np.savez has no room for an output of the name "file"
         for name, x in outputs.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
