@@ -59,7 +59,7 @@ def test_steps_of_any_length(steps, capacity, in_place, rng):
         result = gqa.onnx.group_query_attention(
             *rows, *past, [done - 1] * 2, done, local_window_size=window, sliding_window_cache=1, **HEADS, **presents
         )
-        np.testing.assert_allclose(result.output, want.output, rtol=1e-5, atol=1e-6)
+        assert_same_bits(result.output, want.output)
         past = list(result[1:3])
         held = resident(done, capacity, window)
         for present, new in zip(past, tensors[1:]):
@@ -88,9 +88,26 @@ def test_ragged_lengths_bias_and_sinks(lengths, qk_output, rng):
     result = gqa.onnx.group_query_attention(
         *rows, *past, np.array(lengths) - 1, 9, local_window_size=window, sliding_window_cache=1, **HEADS, **options
     )
-    np.testing.assert_allclose(result.output, want.output, rtol=1e-5, atol=1e-6)
+    assert_same_bits(result.output, want.output)
     if qk_output:
         np.testing.assert_allclose(result.output_qk, want.output_qk, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("queries", [1, 40])
+def test_a_long_past_has_the_bits_of_a_full_cache(rng, isa, queries):
+    """Keys are numbered by position, wherever the cache holds them."""
+    window, capacity, lengths = 1000, 1100, (5000, 4321)
+    tensors = tokens_of(rng, 2, max(lengths))
+    rows, want = full(tensors, lengths, max(lengths) - queries, window)
+    past = [np.zeros((2, 2, capacity, 8), np.float32) for _ in range(2)]
+    for cache, x in zip(past, tensors[1:]):
+        for b, end in enumerate(lengths):
+            held = resident(end - queries, capacity, window)
+            cache[b, :, :held] = by_heads(x[b, end - queries - held : end - queries])
+    result = gqa.onnx.group_query_attention(
+        *rows, *past, np.array(lengths) - 1, max(lengths), local_window_size=window, sliding_window_cache=1, **HEADS
+    )
+    assert_same_bits(result.output, want.output)
 
 
 def test_a_padded_prompt_keeps_tokens_only(rng):
@@ -100,7 +117,7 @@ def test_a_padded_prompt_keeps_tokens_only(rng):
     options = {"local_window_size": 3, **HEADS}
     result = gqa.onnx.group_query_attention(*tensors, past, past.copy(), [6, 2], 7, sliding_window_cache=1, **options)
     want = gqa.onnx.group_query_attention(*tensors, None, None, [6, 2], 7, **options)
-    np.testing.assert_allclose(result.output, want.output, rtol=1e-5, atol=1e-6)
+    assert_same_bits(result.output, want.output)
     assert_same_bits(result.present_key[0, :, :3].copy(), by_heads(tensors[1][0, 4:]).copy())
     assert_same_bits(result.present_key[1, :, :3].copy(), by_heads(tensors[1][1, :3]).copy())
     assert not result.present_key[:, :, 3:].any()
@@ -122,7 +139,7 @@ def test_quantised(bits, kind, rng):
         step = [x[:, i : i + 1] for x in tensors]
         want = gqa.onnx.group_query_attention(*step, *cache, [i], i + 1, **options)
         result = gqa.onnx.group_query_attention(*step, *sliding, [i], i + 1, sliding_window_cache=1, **options)
-        np.testing.assert_allclose(result.output, want.output, rtol=1e-5, atol=1e-6)
+        assert_same_bits(result.output, want.output)
         cache, sliding = want[1:3], result[1:3]
         held = resident(i + 1, capacity, window)
         assert_same_bits(sliding[0][:, :, :held].copy(), cache[0][:, :, i + 1 - held : i + 1].copy())

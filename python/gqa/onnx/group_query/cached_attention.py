@@ -19,6 +19,14 @@ from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Tensor, attend_sequence
 Formats = tuple[Quantization, Quantization]
 
 
+class Part(NamedTuple):
+    """What one batch entry attends, where entries differ in more than their lengths."""
+
+    rows: int  # queries; those past them are padding
+    origin: int  # position of key 0
+    counts: tuple[int, ...]  # how many keys of each store are listed
+
+
 class CachedAttention(NamedTuple):
     """Queries (B, S, Hq, D) over keys and values (B, L, Hkv, D), first those of a past if there are two of each."""
 
@@ -27,8 +35,8 @@ class CachedAttention(NamedTuple):
     values: list[Array]
     offset: Array | None  # (B,): the position of the first query among the keys; None: the queries are at their end
     lengths: Array | None  # (B,): how many keys there are; None: all
-    rows: list[int] | None  # how many queries of each batch entry there are, the others being padding; None: all
-    bias: Array | None  # (1 or B, 1 or Hq, S, keys)
+    parts: list[Part] | None  # of each batch entry; None: all rows and all keys, from position 0 on
+    bias: Array | None  # (1 or B, 1 or Hq, S, positions)
     sinks: Array | None  # (Hq,), float64
     formats: Formats | None
     attributes: GroupQueryAttributes
@@ -41,7 +49,7 @@ class CachedAttention(NamedTuple):
         if self.formats is not None:
             keys = [_quantized(k, self.formats[0]) for k in self.keys]
             values = [_quantized(v, self.formats[1]) for v in self.values]
-        out = self._attended(keys, values) if self.rows is None else self._attended_in_part(keys, values, self.rows)
+        out = self._attended(keys, values) if self.parts is None else self._attended_in_parts(keys, values, self.parts)
         if self.formats is not None and self.formats[1].per_channel:
             out *= self.formats[1].channel_scale(out.shape[2])
         return out
@@ -59,8 +67,9 @@ class CachedAttention(NamedTuple):
                 x.shape[2], x.shape[3], lengths - x.shape[2] if self.offset is None else self.offset, lengths,
                 None if window is None else window - 1, 0 if self.attributes.causal == 1 else None,
             )  # fmt: skip
-            if self.rows is not None:
-                allowed &= np.arange(x.shape[2])[:, None] < np.array(self.rows)[:, None, None, None]
+            if self.parts is not None:
+                rows = np.array([part.rows for part in self.parts])
+                allowed &= np.arange(x.shape[2])[:, None] < rows[:, None, None, None]
             if self.attributes.qk_output == 2:
                 x = softmax(masked(x, self.bias, allowed), self.sinks)
             else:
@@ -78,20 +87,20 @@ class CachedAttention(NamedTuple):
         )  # fmt: skip
         return out
 
-    def _attended_in_part(self, keys: list[Tensor], values: list[Tensor], rows: list[int]) -> Array:
-        """Padding is told apart, since how many rows a sequence has decides how they are computed."""
+    def _attended_in_parts(self, keys: list[Tensor], values: list[Tensor], parts: list[Part]) -> Array:
+        """Padding is told apart, and keys are numbered by position: both decide how a sequence is computed."""
         batch, queries, window = *self.q.shape[:2], self.attributes.window
-        counts = [k.shape[1] for k in keys]
-        ends = [sum(counts)] * batch if self.lengths is None else self.lengths.tolist()
+        ends = [sum(part.counts) for part in parts] if self.lengths is None else self.lengths.tolist()
         offsets = [end - queries for end in ends] if self.offset is None else self.offset.tolist()
         sequences = [
-            (b, 0, row, queries - row, 0, offset, 0 if window == 0 else end, b, 0, len(keys))
-            for b, (row, offset, end) in enumerate(zip(rows, offsets, ends))
+            (b, 0, rows, queries - rows, origin, offset, 0 if window == 0 else end, b, origin, len(keys))
+            for b, ((rows, origin, _), offset, end) in enumerate(zip(parts, offsets, ends))
         ]
-        runs = [(store, b, 0, count) for b in range(batch) for store, count in enumerate(counts)]
+        runs = [(store, b, 0, count) for b, part in enumerate(parts) for store, count in enumerate(part.counts)]
+        positions = 0 if self.bias is None else self.bias.shape[3]
         out: Array = attend_sequences(
             self._queries(), list(zip(keys, values)), table(sequences, SEQUENCE_COLUMNS), table(runs, RUN_COLUMNS),
-            mask=self.bias, mask_shape=(batch, queries, sum(counts)), causal=self.attributes.causal == 1,
+            mask=self.bias, mask_shape=(batch, queries, positions), causal=self.attributes.causal == 1,
             window=(window - 1, None) if window else None, scale=self._scale, softcap=self.attributes.softcap,
             sinks=self.sinks, out=None, return_lse=False, num_threads=self.num_threads,
         )  # fmt: skip
@@ -119,12 +128,14 @@ def over_cache(
     k, v = k.swapaxes(1, 2)[:, :total], v.swapaxes(1, 2)[:, :total]
     if formats is not None:
         k, v = formats[0].unpack(k), formats[1].unpack(v)
-    offset = lengths = rows = None
+    offset = lengths = parts = None
     if any(place.end != total for place in found):
         offset = np.array([place.before for place in found], np.int64)
         lengths = np.array([place.end for place in found], np.int64)
-        rows = _rows(found, q.shape[1])
-    call = CachedAttention(q, [k], [v], offset, lengths, rows, bias, sinks, formats, attributes, num_threads)
+        rows = [place.end - place.before for place in found]
+        if min(rows) < q.shape[1]:
+            parts = [Part(row, 0, (k.shape[1],)) for row in rows]
+    call = CachedAttention(q, [k], [v], offset, lengths, parts, bias, sinks, formats, attributes, num_threads)
     return call.output(), call.output_qk() if attributes.qk_output else None
 
 
@@ -139,26 +150,21 @@ def over_sliding_cache(
     past_k, past_v = keys[0].swapaxes(1, 2), values[0].swapaxes(1, 2)
     if formats is not None:
         past_k, past_v = formats[0].unpack(past_k), formats[1].unpack(past_v)
-    output = np.empty_like(q)
-    output_qk = np.zeros((len(found), q.shape[2], q.shape[1], total), q.dtype) if attributes.qk_output else None
-    for b, (end, before, stored, _, _) in enumerate(found):
-        row, columns = slice(b, b + 1), slice(before - stored, before + q.shape[1])
-        part = None if bias is None else bias[row if len(bias) > 1 else slice(1), :, :, columns]
-        call = CachedAttention(
-            q[row], [past_k[row, :stored], keys[1][row]], [past_v[row, :stored], values[1][row]],
-            np.array([stored]), np.array([end - columns.start]), _rows(found[b : b + 1], q.shape[1]), part, sinks,
-            formats, attributes, num_threads,
-        )  # fmt: skip
-        output[row] = call.output()
-        if output_qk is not None:
-            output_qk[row, :, :, columns] = call.output_qk()
+    k, v, options = [past_k, keys[1]], [past_v, values[1]], (sinks, formats, attributes, num_threads)
+    parts = [Part(end - before, before - stored, (stored, q.shape[1])) for end, before, stored, _, _ in found]
+    offset = np.array([place.stored for place in found], np.int64)
+    lengths = np.array([place.end - part.origin for place, part in zip(found, parts)], np.int64)
+    output = CachedAttention(q, k, v, offset, lengths, parts, bias, *options).output().astype(q.dtype, copy=False)
+    if not attributes.qk_output:
+        return output, None
+    output_qk = np.zeros((len(found), q.shape[2], q.shape[1], total), q.dtype)
+    for b, part in enumerate(parts):  # each has other columns
+        row, columns = slice(b, b + 1), slice(part.origin, part.origin + sum(part.counts))
+        biased = None if bias is None else bias[row if len(bias) > 1 else slice(1), :, :, columns]
+        row_k, row_v = ([x[row, :count] for x, count in zip(tensors, part.counts)] for tensors in (k, v))
+        call = CachedAttention(q[row], row_k, row_v, offset[row], lengths[row], [part], biased, *options)
+        output_qk[row, :, :, columns] = call.output_qk()
     return output, output_qk
-
-
-def _rows(found: list[Place], queries: int) -> list[int] | None:
-    """How many rows of the query each batch entry has; None if all have all of them."""
-    rows = [place.end - place.before for place in found]
-    return None if min(rows, default=queries) == queries else rows
 
 
 def _quantized(x: Array, form: Quantization) -> Quantized:
