@@ -81,7 +81,8 @@ def varlen_attention(
     out : ndarray, shape (Tq, Hq, Dv), of q's dtype
         Rows without keys, and rows past the last sequence, are 0.
     lse : ndarray, shape (Hq, Tq)
-        If return_lse; -inf for rows without keys. float64 if any of q, k and v is, else float32.
+        If return_lse. A row without keys has the logit of its sink, or -inf; rows past the last sequence have -inf in
+        any case. float64 if any of q, k and v is, else float32.
 
     Raises
     ------

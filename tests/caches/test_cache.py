@@ -143,6 +143,21 @@ def test_fewer_and_more_queries_than_new_tokens(rng):
     assert not more[:, :, 6:].any()
 
 
+@pytest.mark.parametrize("sinks", [None, np.array([0.5, -1, 3, 0], np.float32)], ids=["", "sinks"])
+def test_lse_of_rows_without_keys_and_of_padding(rng, sinks):
+    """A row that attends nothing has its sink; padding has -inf in any case."""
+    cache, (k, v) = make(), new_tokens(rng, 3)
+    mask = np.array([False, True, True])[:, None]  # for every key
+    options = {"lengths": [3, 2], "mask": mask, "sinks": sinks, "return_lse": True}
+    out, lse = cache.attend(tokens(rng, 3, heads=4), k, v, **options)
+    assert not out[:, :, 0].any()
+    want = np.full(4, -np.inf) if sinks is None else sinks
+    np.testing.assert_array_equal(lse[:, :, 0], np.broadcast_to(want, (2, 4)))
+    assert np.isfinite(lse[:, :, 1]).all()
+    assert not out[1, :, 2].any()
+    assert np.isneginf(lse[1, :, 2]).all()
+
+
 def test_new_tokens_of_any_strides_and_dtype(rng):
     k, v = new_tokens(rng, 9)
     plain = make()
