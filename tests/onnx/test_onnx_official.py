@@ -13,7 +13,7 @@ from onnx.backend.test.case import node as node_tests  # noqa: E402
 
 import gqa.onnx  # noqa: E402
 
-COUNTS = {"Attention": 93, "FlexAttention": 11, "RotaryEmbedding": 8}
+COUNTS = {"Attention": 93, "FlexAttention": 11, "RotaryEmbedding": 8, "TensorScatter": 3}
 
 # Importing a module there collects its tests. collect_testcases would import, and generate, those of every operator.
 for operator in COUNTS:

@@ -12,6 +12,7 @@ from onnx.reference.op_run import OpRun
 
 from gqa.arguments import Array
 from gqa.onnx.attention_operator import attention
+from gqa.onnx.cache_operators import tensor_scatter
 from gqa.onnx.group_query.operator import group_query_attention
 from gqa.onnx.models.graphs import function_of
 from gqa.onnx.modified_attention import Modifier, modified_attention
@@ -91,6 +92,7 @@ OPERATORS: list[type[OpRun]] = [
     _operator("com.microsoft", "GroupQueryAttention", group_query_attention),
     _operator("com.microsoft", "RotaryEmbedding", microsoft_rotary_embedding),
     _operator("", "RotaryEmbedding", rotary_embedding),
+    _operator("", "TensorScatter", tensor_scatter),
 ]
 
 

@@ -25,8 +25,8 @@ def reference_ops(*, num_threads: int | None = None) -> list[type[OpRun]]:
     Returns
     -------
     list of type
-        Subclasses of onnx's OpRun: Attention (opsets 23, 24, 25) and RotaryEmbedding of ai.onnx, GroupQueryAttention
-        and RotaryEmbedding of com.microsoft, FlexAttention of ai.onnx.preview.
+        Subclasses of onnx's OpRun: Attention (opsets 23, 24, 25), RotaryEmbedding and TensorScatter of ai.onnx,
+        GroupQueryAttention and RotaryEmbedding of com.microsoft, FlexAttention of ai.onnx.preview.
 
     Raises
     ------
