@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "threads.h"
+
 namespace gqa {
 namespace {
 
@@ -52,6 +54,13 @@ std::pair<intptr_t, intptr_t> span(const py::array& array) {
 }
 
 }  // namespace
+
+Layout layout_named(py::handle name) {
+  if (!PyUnicode_Check(name.ptr())) throw py::type_error("layout must be a string");
+  if (PyUnicode_CompareWithASCIIString(name.ptr(), "bhsd") == 0) return bhsd;
+  if (PyUnicode_CompareWithASCIIString(name.ptr(), "bshd") == 0) return bshd;
+  throw py::value_error("layout must be 'bhsd' or 'bshd'");
+}
 
 void refuse_masked(py::handle array, const char* name) {
   const bool plain = Py_TYPE(array.ptr()) == py::detail::npy_api::get().PyArray_Type_;
@@ -143,6 +152,13 @@ double as_float(py::handle object, const char* name) {
     throw py::value_error(std::string(name) + " is too large for a float");
   }
   return value;
+}
+
+int thread_count(py::handle num_threads) {
+  if (num_threads.is_none()) return default_threads();
+  const int64_t threads = as_int(num_threads, "num_threads");
+  if (threads < 1) throw py::value_error("num_threads is " + std::to_string(threads) + ", expected at least 1");
+  return int(std::min<int64_t>(threads, most_threads));
 }
 
 std::string shape_text(const py::array& array) {

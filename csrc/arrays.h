@@ -19,6 +19,9 @@ struct Layout {
 };
 constexpr Layout bhsd{1, 2}, bshd{2, 1};
 
+// ValueError unless it is "bhsd" or "bshd".
+Layout layout_named(py::handle name);
+
 // TypeError for a numpy.ma.MaskedArray, whose mask would have no effect.
 void refuse_masked(py::handle array, const char* name);
 
@@ -45,6 +48,9 @@ bool spans_overlap(const py::array& a, const py::array& b);
 int64_t as_int(py::handle object, const char* name);
 bool as_bool(py::handle object, const char* name);
 double as_float(py::handle object, const char* name);
+
+// The threads that a call may use: what `num_threads` says, or the default where it is None. ValueError below 1.
+int thread_count(py::handle num_threads);
 
 std::string shape_text(const py::array& array);
 

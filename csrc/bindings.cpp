@@ -5,18 +5,11 @@
 
 #include "call.h"
 #include "dispatch.h"
-#include "rotary.h"
+#include "python/bindings.h"
 #include "threads.h"
 
 namespace gqa {
 namespace {
-
-Layout layout_named(py::handle name) {
-  if (!PyUnicode_Check(name.ptr())) throw py::type_error("layout must be a string");
-  if (PyUnicode_CompareWithASCIIString(name.ptr(), "bhsd") == 0) return bhsd;
-  if (PyUnicode_CompareWithASCIIString(name.ptr(), "bshd") == 0) return bshd;
-  throw py::value_error("layout must be 'bhsd' or 'bshd'");
-}
 
 // A whole number for each batch entry: None, one for all, or an array (batch,) of int32 or int64.
 class PerBatch {
@@ -145,37 +138,6 @@ py::object attend_sequences(py::handle q, const py::list& stores, py::handle seq
   return call.run(out, return_lse, num_threads);
 }
 
-// x: four axes in `layout`; cos and sin: C-contiguous (1 or batch, tokens, rotary_dim / 2), float64 for a float64 x and
-// float32 for the others. Returns a new array.
-py::object rotary(py::handle x_object, py::handle cos_object, py::handle sin_object, py::handle interleaved,
-                  py::handle layout_name) {
-  const Layout layout = layout_named(layout_name);
-  const py::array x = as_array(x_object, "x", 4), cos = as_array(cos_object, "cos", 3),
-                  sin = as_array(sin_object, "sin", 3);
-  Rotary r{};
-  r.type = float_type(x, "x");
-  require_contiguous_channels(x, "x");
-  r.batch = x.shape(0), r.heads = x.shape(layout.head), r.tokens = x.shape(layout.token), r.head_dim = x.shape(3);
-  const py::dtype table = r.type == DType::f64 ? py::dtype::of<double>() : py::dtype::of<float>();
-  for (const py::array& t : {cos, sin})
-    if (!t.dtype().equal(table) || !(t.flags() & py::array::c_style) || (t.shape(0) != 1 && t.shape(0) != r.batch) ||
-        t.shape(1) != r.tokens || 2 * t.shape(2) > r.head_dim || t.shape(0) != cos.shape(0) ||
-        t.shape(2) != cos.shape(2))
-      throw py::value_error("cos and sin do not fit x");
-  r.rotary_dim = 2 * cos.shape(2);
-  r.cos = cos.data(), r.sin = sin.data();
-  r.table_batch_stride = cos.shape(0) == 1 ? 0 : cos.shape(1) * cos.shape(2);
-  r.interleaved = as_bool(interleaved, "interleaved");
-  py::array out(x.dtype(), std::vector<py::ssize_t>(x.shape(), x.shape() + 4));
-  r.x = static_cast<const char*>(x.data()), r.out = static_cast<char*>(out.mutable_data());
-  r.x_strides = strides_of(x, layout), r.out_strides = strides_of(out, layout);
-  {
-    py::gil_scoped_release release;
-    rotate(r);
-  }
-  return std::move(out);
-}
-
 // The numbers of those of `others`, arrays or None, whose memory may be that of x: their spans overlap.
 std::vector<size_t> near(const py::array& x, const py::tuple& others) {
   std::vector<size_t> found;
@@ -194,7 +156,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "The native kernels of gqa.";
   m.def("attention", &attention);
   m.def("attend_sequences", &attend_sequences);
-  m.def("rotary", &rotary);
+  bind_rotary(m);
   m.def("near", &near, py::arg("x").noconvert(), py::arg("others"));
   m.def("available_isas", &available_isas);
   m.def("isa", [] { return std::string(active_kernels().name); });

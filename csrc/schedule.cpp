@@ -2,11 +2,12 @@
 
 #include <algorithm>
 
+#include "threads.h"
+
 namespace gqa {
 
 void Schedule::deal_out() {
   for (Cut& cut : cuts_) cost_ += cut.cost = cost_of(cut.work);
-  constexpr double worth_a_thread = 30;  // microseconds
   threads_ = int(std::min<double>(threads_, std::max(1.0, cost_ / worth_a_thread)));
   // A sequence that takes longer than the others must not come last.
   if (threads_ > 1)

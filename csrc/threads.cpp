@@ -47,6 +47,10 @@ int default_threads() {
 
 void set_threads(int n) { chosen = n; }
 
+int threads_worth(double microseconds, int threads) {
+  return forked() ? 1 : int(std::min<double>(threads, std::max(1.0, microseconds / worth_a_thread)));
+}
+
 bool has_openmp() {
 #if defined(_OPENMP)
   return true;

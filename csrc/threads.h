@@ -9,6 +9,10 @@ int default_threads();
 constexpr int most_threads = 1024;
 void set_threads(int n);  // 0: back to the default
 
+constexpr double worth_a_thread = 30;  // microseconds of work
+// How many threads, at least 1 and at most `threads`, are worth starting for work that takes one thread so long.
+int threads_worth(double microseconds, int threads);
+
 bool has_openmp();
 
 // True in a child of fork(): the OpenMP threads of the parent are gone, and entering a parallel region could hang.

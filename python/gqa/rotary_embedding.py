@@ -10,7 +10,7 @@ import numpy as np
 
 from gqa import _core
 from gqa.arguments import Array, as_array, contiguous_channels, dtype_name, int_array
-from gqa.dtypes import FLOATS, compute_dtype, dtype_named, name_of, require_float
+from gqa.dtypes import FLOATS, dtype_named, name_of, require_float
 from gqa.shapes import check_flag, check_float, check_int, check_shape, layout_axes
 
 
@@ -22,6 +22,7 @@ def rotary(
     positions: Any = None,
     interleaved: bool = False,
     layout: str = "bhsd",
+    num_threads: int | None = None,
 ) -> Array:
     """Rotary position embedding: turn pairs of channels by angles that grow with the position.
 
@@ -43,6 +44,8 @@ def rotary(
         Face's layout do.
     layout : {"bhsd", "bshd"}
         "bshd" swaps heads and tokens in x and in the result.
+    num_threads : int, optional
+        At most so many threads; default :func:`get_num_threads`. The result does not depend on it.
 
     Returns
     -------
@@ -83,31 +86,28 @@ def rotary(
     if 2 * cos.shape[1] > x.shape[-1]:
         raise ValueError(f"cos has {cos.shape[1]} columns for {2 * cos.shape[1]} channels, but x has {x.shape[-1]}")
     check_flag("interleaved", interleaved)
+    if num_threads is not None:
+        check_int("num_threads", num_threads, 1)
 
     batched = x.ndim == 4
-    x = contiguous_channels(x if batched else x[None])
+    x, cos, sin = (contiguous_channels(array) for array in (x if batched else x[None], cos, sin))
     batch, tokens = x.shape[0], x.shape[2 if layout == "bhsd" else 1]
-    rows = _rows(positions, batch if batched else None, tokens, cos.shape[0])
-    cos, sin = (np.ascontiguousarray(table[rows], compute_dtype(dtypes["x"])) for table in (cos, sin))
-    turned: Array = _core.rotary(x, cos, sin, bool(interleaved), layout)
+    places = _positions(positions, batch if batched else None, tokens, cos.shape[0])
+    turned: Array = _core.rotary(x, cos, sin, places, bool(interleaved), layout, num_threads)
     return turned if batched else turned[0]
 
 
-def _rows(positions: Any, batch: int | None, tokens: int, rows: int) -> Any:
-    """The index that selects (1 or batch, tokens) rows of a table; ValueError for a position that it does not have."""
+def _positions(positions: Any, batch: int | None, tokens: int, rows: int) -> int | Array:
+    """The position of the first token, or an array (1 or batch, tokens); its values are checked by the extension."""
     if positions is None or np.ndim(positions) == 0:
         first = 0 if positions is None else check_int("positions", positions, 0)
         if first + tokens > rows:
             raise ValueError(
                 f"positions {first} to {first + tokens - 1} of x are beyond the {rows} rows of cos and sin"
             )
-        return None, slice(first, first + tokens)
+        return first
     shape = (tokens,) if batch is None or np.ndim(positions) == 1 else (batch, tokens)
-    selected = int_array("positions", positions, shape)
-    if selected.size and not 0 <= selected.min() <= selected.max() < rows:
-        worst = selected.min() if selected.min() < 0 else selected.max()
-        raise ValueError(f"positions has {worst}, expected 0 to {rows - 1}, the rows of cos and sin")
-    return np.atleast_2d(selected)
+    return np.ascontiguousarray(np.atleast_2d(int_array("positions", positions, shape)))
 
 
 def rotary_tables(

@@ -109,16 +109,19 @@ def test_wrong_tables(change):
 
 
 def test_rotary_refuses():
-    x, angles = zeros(2, 3, 4, 8), zeros(1, 4, 4)
-    good = {"x": x, "cos": angles, "sin": angles, "interleaved": False, "layout": "bhsd"}
-    assert _core.rotary(*good.values()).shape == x.shape
-    both = (
-        zeros(1, 4, 5), zeros(1, 3, 4), zeros(3, 4, 4), zeros(1, 4, 8)[..., ::2], angles.astype(float), angles[0],
-    )  # fmt: skip
+    x, table, places = zeros(2, 3, 4, 8), zeros(5, 4), zeros(2, 4, dtype=np.int64)
+    good = {"x": x, "cos": table, "sin": table, "positions": places}
+    good |= {"interleaved": False, "layout": "bhsd", "threads": None}
+    for positions in (places, places[:1], places + 4, 0, 1):
+        assert _core.rotary(*(good | {"positions": positions}).values()).shape == x.shape
     changes = [
         {"x": None}, {"x": x[..., ::-1]}, {"x": x[0]}, {"x": x.astype(int)}, {"cos": None}, {"sin": None},
-        {"sin": zeros(1, 4, 3)}, {"sin": zeros(2, 4, 4)}, {"interleaved": 1}, {"layout": "x"},
-        *({"cos": tables, "sin": tables} for tables in both),
+        {"sin": zeros(5, 3)}, {"sin": zeros(4, 4)}, {"sin": table.astype(int)}, {"sin": table[0]},
+        {"sin": zeros(5, 8)[:, ::2]}, {"cos": zeros(5, 5), "sin": zeros(5, 5)}, {"interleaved": 1}, {"layout": "x"},
+        {"positions": None}, {"positions": -1}, {"positions": 2}, {"positions": 2**70}, {"positions": 1.0},
+        {"positions": places.astype(np.int32)}, {"positions": places[0]}, {"positions": zeros(4, 2, dtype=np.int64).T},
+        {"positions": zeros(3, 4, dtype=np.int64)}, {"positions": places + 5}, {"positions": places - 1},
+        {"threads": 0}, {"threads": 1.0}, {"threads": True},
     ]  # fmt: skip
     for change in changes:
         with pytest.raises((TypeError, ValueError)):

@@ -28,7 +28,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 def turned(x, cos, sin, positions, interleaved):
     """x (B, H, S, D) by definition: a pair of channels is a complex number, multiplied by cos + i sin."""
     x, half = wide(x), cos.shape[1]
-    factor = (wide(cos) + 1j * wide(sin))[positions].reshape(-1, 1, x.shape[2], half)
+    factor = (wide(cos) + 1j * wide(sin))[np.atleast_2d(positions)][:, None]
     first, second = (
         (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(half), slice(half, 2 * half))
     )
@@ -39,15 +39,39 @@ def turned(x, cos, sin, positions, interleaved):
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize(("rotary_dim", "head_dim"), [(2, 2), (6, 9), (32, 32), (34, 64), (128, 128), (128, 131)])
+@pytest.mark.parametrize(
+    ("rotary_dim", "head_dim"),
+    [(0, 3), (2, 2), (6, 9), (32, 32), (34, 64), (128, 128), (128, 131), (514, 514), (1030, 1031)],
+)
 def test_every_dtype_turns_pairs_and_rounds_once(isa, dtype, rng, rotary_dim, head_dim, interleaved):
     x = rng.standard_normal((2, 3, 5, head_dim)).astype(dtype)
-    cos, sin = rotary_tables(40, rotary_dim, dtype="float64" if dtype is np.float64 else "float32")
+    cos, sin = rng.uniform(-1, 1, (2, 40, rotary_dim // 2)).astype(np.float64 if dtype is np.float64 else np.float32)
     positions = rng.integers(0, 40, (2, 5))
     out = rotary(x, cos, sin, positions=positions, interleaved=interleaved)
     assert out.dtype == dtype
     assert_close(out, turned(x, cos, sin, positions, interleaved))
     assert_same_bits(out[..., rotary_dim:], np.ascontiguousarray(x[..., rotary_dim:]))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_the_number_of_threads_changes_nothing(isa, dtype, rng, layout, interleaved):
+    """Enough for several threads, of tokens that no number of threads divides."""
+    x = rng.standard_normal((3, 211, 7, 66)).astype(dtype)
+    x = x if layout == "bshd" else x.swapaxes(1, 2)
+    cos, sin = rotary_tables(300, 64)
+    positions = rng.integers(0, 300, (3, 211))
+    results = [
+        rotary(x, cos, sin, positions=positions, interleaved=interleaved, layout=layout, num_threads=threads)
+        for threads in (1, 2, 5, 1000, None)
+    ]
+    for result in results:
+        assert_same_bits(result, results[0])
+    by_token = [
+        rotary(row[None], cos, sin, positions=places[None], interleaved=interleaved, layout=layout)
+        for row, places in zip(x, positions)
+    ]
+    assert_same_bits(np.concatenate(by_token), results[0])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -58,6 +82,7 @@ def test_every_dtype_turns_pairs_and_rounds_once(isa, dtype, rng, rotary_dim, he
         (7, [7, 8, 9, 10]),
         (np.int32(7), [7, 8, 9, 10]),
         ([3, 0, 3, 19], [3, 0, 3, 19]),
+        (np.array([[3, 16], [0, 17], [3, 18], [19, 0]]).T, [[3, 0, 3, 19], [16, 17, 18, 0]]),
         (np.array([3, 0, 3, 19], np.uint8), [3, 0, 3, 19]),
         ([[0, 1, 2, 3], [16, 17, 18, 19]], [[0, 1, 2, 3], [16, 17, 18, 19]]),
     ],
@@ -156,6 +181,8 @@ COS, SIN = rotary_tables(16, 8)
         ({"sin": SIN[:15]}, ValueError, r"sin has shape \(15, 4\), expected \(16, 4\)"),
         ({"layout": "sbhd"}, ValueError, "layout is 'sbhd'"),
         ({"interleaved": 1}, TypeError, "interleaved is 1"),
+        ({"num_threads": 0}, ValueError, "num_threads is 0, expected at least 1"),
+        ({"num_threads": 1.0}, TypeError, "num_threads is 1.0"),
         ({"positions": -1}, ValueError, "positions is -1, expected at least 0"),
         ({"positions": 13}, ValueError, "positions 13 to 16 of x are beyond the 16 rows"),
         ({"positions": 2**80}, ValueError, "beyond the 16 rows"),

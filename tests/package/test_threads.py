@@ -114,5 +114,14 @@ def test_a_call_starts_the_threads_it_was_given():
 
 @needs_linux
 @needs_openmp
+def test_rotary_starts_the_threads_that_its_size_is_worth():
+    tables = "cos, sin = gqa.rotary_tables(4096, 64)"
+    assert threads_started(f"{tables}; gqa.rotary(np.repeat(k, 8, 1), cos, sin, num_threads=3)") == 2
+    assert threads_started(f"{tables}; gqa.rotary(np.repeat(k, 8, 1), cos, sin, num_threads=1)") == 0
+    assert threads_started(f"{tables}; gqa.rotary(k[:, :, :64], cos, sin, num_threads=8)") == 0
+
+
+@needs_linux
+@needs_openmp
 def test_a_small_call_starts_no_threads():
     assert threads_started("gqa.attention(q[:, :, :1], k[:, :, :16], v[:, :, :16], num_threads=8)") == 0

@@ -108,7 +108,9 @@ def _check_tables(cos_cache: Array, sin_cache: Array, rotary_dim: Any) -> int:
 def _rotated(X: Array, x: Array, cos: Array, sin: Array, position_ids: Array, interleaved: Any) -> Array:
     """X rotated, in its own shape; x is X by heads."""
     positions = int_array("position_ids", position_ids, (x.shape[0], x.shape[2]))
-    turned = rotary(
-        x, cos, sin, positions=positions, interleaved=bool(check_choice("interleaved", interleaved, (0, 1)))
+    neighbours = bool(check_choice("interleaved", interleaved, (0, 1)))
+    if X.ndim == 4:
+        return rotary(x, cos, sin, positions=positions, interleaved=neighbours)
+    return rotary(x.swapaxes(1, 2), cos, sin, positions=positions, interleaved=neighbours, layout="bshd").reshape(
+        X.shape
     )
-    return turned if X.ndim == 4 else turned.swapaxes(1, 2).reshape(X.shape)

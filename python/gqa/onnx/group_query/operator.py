@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -198,10 +199,13 @@ def group_query_attention(
     if q_norm_weight is not None and k_norm_weight is not None:
         q, k = rms_norm(q, q_norm_weight, qk_norm_epsilon), rms_norm(k, k_norm_weight, qk_norm_epsilon)
     if positions is not None and cos_cache is not None and sin_cache is not None:
-        neighbours = rotary_interleaved == 1
-        q = rotary(q, cos_cache, sin_cache, positions=positions, interleaved=neighbours, layout="bshd")
+        turned = partial(
+            rotary, cos=cos_cache, sin=sin_cache, positions=positions, interleaved=rotary_interleaved == 1,
+            layout="bshd", num_threads=num_threads,
+        )  # fmt: skip
+        q = turned(q)
         if not sizes.shared:
-            k = rotary(k, cos_cache, sin_cache, positions=positions, interleaved=neighbours, layout="bshd")
+            k = turned(k)
     if formats is not None:
         k, v = formats[0].quantize("key", k), formats[1].quantize("value", v)
     sinks = np.zeros(sizes.query_heads) if smooth_softmax == 1 else None
