@@ -211,26 +211,47 @@ def test_rotary_arguments_that_are_refused(change, error, message):
 
 
 @pytest.mark.parametrize("number", [1, np.int64(2)])
-def test_threads_reach_every_operator(number, tensors, monkeypatch):
-    """Those in functions that the model defines and in modifiers' graphs as well."""
+def test_threads_reach_every_operator(number, rng, monkeypatch):
+    """Those in functions that the model defines as well."""
     seen = []
-    for module, name in (("attention_operator", "attend"), ("modified_attention", "attention")):
-        module = importlib.import_module(f"gqa.onnx.{module}")
-        function = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *x, f=function, **y: seen.append(y["num_threads"]) or f(*x, **y))
+    kernels = [("scaled_dot_product", "attention"), ("rotary_embedding", "rotary")]
+    users = ["attention_operator", "modified_attention", "rotary_operators", "group_query.operator"]
+    for module in [importlib.import_module(f"gqa.onnx.{name}") for name in users]:
+        for home, name in kernels:
+            kernel = getattr(importlib.import_module(f"gqa.{home}"), name)
+            for here in [x for x, y in vars(module).items() if y is kernel]:
+                monkeypatch.setattr(
+                    module, here, lambda *x, f=kernel, **y: seen.append((f.__name__, y["num_threads"])) or f(*x, **y)
+                )
+    cached = importlib.import_module("gqa.onnx.group_query.cached_attention")
+    output = cached.CachedAttention.output
+    monkeypatch.setattr(
+        cached.CachedAttention, "output", lambda self: seen.append(("cached", self.num_threads)) or output(self)
+    )
     text = """
-        <ir_version: 13, opset_import: ["": 26, "ai.onnx.preview": 1, "f": 1]>
-        g (float[B, 4, S, 8] q, float[B, 2, T, 8] k, float[B, 2, T, 8] v) => (float y) {
-            a = ai.onnx.preview.FlexAttention(q, k, v)
-            b = f.attend(q, k, v)
-            y = Add(a, b)
+        <ir_version: 13, opset_import: ["": 26, "ai.onnx.preview": 1, "com.microsoft": 1, "f": 1]>
+        g (float[1, 2, 3, 8] q, float[1, 3, 16] flat, int32[1] last, int32[1] total, int64[1] first, int64[1, 3] ids,
+           float[4, 4] table)
+            => (float y, float z)
+        {
+            a = ai.onnx.preview.FlexAttention(q, q, q)
+            b = f.attend(a)
+            c = com.microsoft.RotaryEmbedding(b, first, table, table)
+            y = RotaryEmbedding(c, table, table, ids)
+            z, k, v = com.microsoft.GroupQueryAttention<num_heads = 2, kv_num_heads = 2, do_rotary = 1>(
+                flat, flat, flat, , , last, total, table, table)
         }
         <domain: "f", opset_import: ["": 26]>
-        attend (q, k, v) => (y) { y = Attention(q, k, v) }
+        attend (q) => (y) { y = Attention(q, q, q) }
     """
-    y = gqa.onnx.run(parsed(text), tensors, num_threads=number)["y"]
-    assert seen == [number, number]
-    assert_same_bits(y, 2 * gqa.onnx.attention(*tensors.values()).Y)
+    inputs = {
+        "q": rng.standard_normal((1, 2, 3, 8), np.float32), "flat": rng.standard_normal((1, 3, 16), np.float32),
+        "last": np.array([2], np.int32), "total": np.array([3], np.int32), "first": np.array([0]), "ids": np.array([[0, 1, 3]]),
+        "table": np.ones((4, 4), np.float32),
+    }  # fmt: skip
+    gqa.onnx.run(parsed(text), inputs, num_threads=number)
+    names = ["attention", "attention", "rotary", "rotary", "rotary", "rotary", "cached"]
+    assert seen == [(name, number) for name in names]
     (attention,) = [op for op in gqa.onnx.reference_ops(num_threads=number) if op.__name__ == "Attention"]
     assert attention.num_threads == number
 

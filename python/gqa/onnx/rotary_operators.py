@@ -21,6 +21,7 @@ def rotary_embedding(
     interleaved: int = 0,
     num_heads: int | None = None,
     rotary_embedding_dim: int = 0,
+    num_threads: int | None = None,
 ) -> Array:
     """RotaryEmbedding of ai.onnx: X (B, H, S, D), or (B, S, H * D) with num_heads.
 
@@ -36,7 +37,7 @@ def rotary_embedding(
         check_shape("cos_cache", cos_cache.shape, (batch, tokens, half))
         cos_cache, sin_cache = (table.reshape(batch * tokens, half) for table in (cos_cache, sin_cache))
         position_ids = np.arange(batch * tokens).reshape(batch, tokens)
-    return _rotated(X, x, cos_cache, sin_cache, position_ids, interleaved)
+    return _rotated(X, x, cos_cache, sin_cache, position_ids, interleaved, num_threads)
 
 
 def microsoft_rotary_embedding(
@@ -50,6 +51,7 @@ def microsoft_rotary_embedding(
     rotary_embedding_dim: int = 0,
     is_packed_batching: int = 0,
     scale: float = 1.0,
+    num_threads: int | None = None,
 ) -> Array:
     """RotaryEmbedding of com.microsoft: position_ids is (B, S), or (1,) or () with the position of the first tokens.
 
@@ -70,7 +72,7 @@ def microsoft_rotary_embedding(
         positions = np.broadcast_to(positions + np.arange(tokens), (batch, tokens))
     elif positions.shape != (batch, tokens):
         raise ValueError(f"position_ids has shape {positions.shape}, expected {(batch, tokens)}, (1,) or ()")
-    return _rotated(input, x, cos_cache, sin_cache, positions, interleaved)
+    return _rotated(input, x, cos_cache, sin_cache, positions, interleaved, num_threads)
 
 
 def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
@@ -105,12 +107,15 @@ def _check_tables(cos_cache: Array, sin_cache: Array, rotary_dim: Any) -> int:
     return half
 
 
-def _rotated(X: Array, x: Array, cos: Array, sin: Array, position_ids: Array, interleaved: Any) -> Array:
+def _rotated(
+    X: Array, x: Array, cos: Array, sin: Array, position_ids: Array, interleaved: Any, num_threads: int | None
+) -> Array:
     """X rotated, in its own shape; x is X by heads."""
-    positions = int_array("position_ids", position_ids, (x.shape[0], x.shape[2]))
-    neighbours = bool(check_choice("interleaved", interleaved, (0, 1)))
+    options: dict[str, Any] = {
+        "positions": int_array("position_ids", position_ids, (x.shape[0], x.shape[2])),
+        "interleaved": bool(check_choice("interleaved", interleaved, (0, 1))),
+        "num_threads": num_threads,
+    }
     if X.ndim == 4:
-        return rotary(x, cos, sin, positions=positions, interleaved=neighbours)
-    return rotary(x.swapaxes(1, 2), cos, sin, positions=positions, interleaved=neighbours, layout="bshd").reshape(
-        X.shape
-    )
+        return rotary(x, cos, sin, **options)
+    return rotary(x.swapaxes(1, 2), cos, sin, layout="bshd", **options).reshape(X.shape)

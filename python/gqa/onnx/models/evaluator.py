@@ -76,11 +76,11 @@ class FlexAttention(Operator):
         return (modified_attention(*inputs, num_threads=self.num_threads, **given),)
 
 
-def _operator(domain: str, name: str, function: Callable[..., Any]) -> type[Operator]:
-    """The class of an operator whose inputs and attributes are the arguments of that function."""
+def _operator(domain: str, name: str, function: Callable[..., Any], *, threads: bool = True) -> type[Operator]:
+    """The class of an operator whose inputs and attributes are the arguments of that function, and num_threads."""
 
     def _run(self: Operator, *inputs: Any, **attributes: Any) -> tuple[Array, ...]:
-        outputs = function(*inputs, **attributes)
+        outputs = function(*inputs, **attributes, **{"num_threads": self.num_threads} if threads else {})
         return self.given(outputs if isinstance(outputs, tuple) else (outputs,))
 
     return type(name, (Operator,), {"op_domain": domain, "_run": _run, "__module__": __name__})
@@ -92,7 +92,7 @@ OPERATORS: list[type[OpRun]] = [
     _operator("com.microsoft", "GroupQueryAttention", group_query_attention),
     _operator("com.microsoft", "RotaryEmbedding", microsoft_rotary_embedding),
     _operator("", "RotaryEmbedding", rotary_embedding),
-    _operator("", "TensorScatter", tensor_scatter),
+    _operator("", "TensorScatter", tensor_scatter, threads=False),
 ]
 
 
