@@ -246,8 +246,8 @@ def test_threads_reach_every_operator(number, rng, monkeypatch):
     """
     inputs = {
         "q": rng.standard_normal((1, 2, 3, 8), np.float32), "flat": rng.standard_normal((1, 3, 16), np.float32),
-        "last": np.array([2], np.int32), "total": np.array([3], np.int32), "first": np.array([0]), "ids": np.array([[0, 1, 3]]),
-        "table": np.ones((4, 4), np.float32),
+        "last": np.array([2], np.int32), "total": np.array([3], np.int32), "first": np.array([0]),
+        "ids": np.array([[0, 1, 3]]), "table": np.ones((4, 4), np.float32),
     }  # fmt: skip
     gqa.onnx.run(parsed(text), inputs, num_threads=number)
     names = ["attention", "attention", "rotary", "rotary", "rotary", "rotary", "cached"]
