@@ -1,0 +1,83 @@
+"""Programs as users write them, for type checkers: what each call gives, without an Any. Never run."""
+
+# pyright: strict
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import assert_type
+
+import gqa
+import gqa.nn
+import gqa.onnx
+
+Array = npt.NDArray[Any]
+Pair = tuple[Array, Array]
+
+
+def packed(q: Array, k: Array, v: Array, with_lse: bool) -> None:
+    starts = [0, 3, 7]
+    assert_type(gqa.varlen_attention(q, k, v, starts, starts), Array)
+    assert_type(gqa.varlen_attention(q, k, v, starts, starts, causal=True, window=(3, None), return_lse=False), Array)
+    assert_type(gqa.varlen_attention(q, k, v, np.array(starts), starts, kv_lengths=[1, 2], return_lse=True), Pair)
+    assert_type(gqa.varlen_attention(q, k, v, starts, starts, return_lse=with_lse), Array | Pair)
+
+
+def cached(q: Array, k: Array, v: Array, with_lse: bool) -> None:
+    cache = gqa.KVCache(2, 8, 4096, 128, dtype="float16", window=512, layout="bshd")
+    assert_type(cache.append(k, v).append(k, v, lengths=[1, 0]), gqa.KVCache)
+    assert_type(cache.attend(q, k, v), Array)
+    assert_type(cache.attend(q, k, v, softcap=30.0, return_lse=True), Pair)
+    assert_type(cache.attend(q, lengths=None, return_lse=with_lse), Array | Pair)
+    assert_type(cache.truncate([3, 4]).select([0]).grow(8192).reset().copy(), gqa.KVCache)
+    assert_type(cache.lengths, npt.NDArray[np.int64])
+    assert_type(cache.keys, Array | gqa.Quantized)
+    assert_type(cache.nbytes, int)
+    assert_type(cache.layout, str)
+    assert_type(cache.dtype, np.dtype[Any])
+
+
+def paged(q: Array, k: Array, v: Array, with_lse: bool) -> None:
+    cache = gqa.PagedKVCache(64, 16, 8, 128, dtype="int8")
+    one = cache.add()
+    assert_type(one, int)
+    assert_type(cache.append([one], k, v, [3]).truncate(one, 2), gqa.PagedKVCache)
+    assert_type(cache.fork(one), int)
+    assert_type(cache.attend([one], q, [1], k, v), Array)
+    assert_type(cache.attend([one], q, [1], return_lse=True), Pair)
+    assert_type(cache.attend([one], q, [1], return_lse=with_lse), Array | Pair)
+    assert_type(cache.lengths, dict[int, int])
+    assert_type(cache.free_pages, int)
+    assert_type(cache.block_tables, dict[int, npt.NDArray[np.int64]])
+    assert_type(cache.free(one), gqa.PagedKVCache)
+
+
+def pieces(outs: list[Array], lses: list[Array], x: Array) -> None:
+    assert_type(gqa.merge_states(outs, lses), Pair)
+    cos, sin = gqa.rotary_tables(4096, 128, base=500000.0, scaling={"rope_type": "linear", "factor": 2.0})
+    assert_type(gqa.rotary(x, cos, sin, positions=7, layout="bshd"), Array)
+    quantized = gqa.quantize(x)
+    assert_type(quantized, gqa.Quantized)
+    assert_type(quantized.dequantize(), Array)
+    shapes = gqa.infer_shapes({"q": (1, 8, 1, 64), "k": (1, 2, 9, 64), "v": (1, 2, 9, 64)}, dict.fromkeys("qkv", "f4"))
+    assert_type(shapes, dict[str, tuple[tuple[int, ...], str]])
+    assert_type(gqa.get_num_threads(), int)
+
+
+def layer(x: Array) -> None:
+    attention = gqa.nn.MultiHeadAttention(8, 256, num_kv_heads=2, decode=True)
+    attention.init_cache((1, 64, 256))
+    assert_type(attention(x, is_causal=True), Array)
+
+
+def operators(x: Array, path: str) -> None:
+    outputs = gqa.onnx.attention(x, x, x, past_key=x, past_value=x, is_causal=1)
+    assert_type(outputs, gqa.onnx.AttentionOutputs)
+    assert_type(outputs.Y, Array)
+    assert_type(outputs.present_key, Array | None)
+    assert_type(gqa.onnx.group_query_attention(x, x, x, num_heads=8, kv_num_heads=2).output, Array)
+    assert_type(gqa.onnx.flex_attention(x, x, x, score_mod=np.tanh), Array)
+    assert_type(gqa.onnx.run(path, {"x": x}), dict[str, Array])
