@@ -1,4 +1,4 @@
-"""What the documentation shows runs: README's code, every docstring's example; what its shell lines name exists."""
+"""What the documentation shows runs: code of its pages, every docstring's example; what its shell lines name exists."""
 
 import doctest
 import importlib
@@ -14,7 +14,12 @@ import gqa.nn
 import gqa.onnx
 from repository import ROOT
 
-PAGES = ["README.md", "CONTRIBUTING.md", "bench/README.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "bench/README.md",
+    *(f"docs/{x.name}" for x in sorted((ROOT / "docs").glob("*.md"))),
+]
 PUBLIC = [(module, name) for module in (gqa, gqa.nn, gqa.onnx) for name in module.__all__]
 COMMANDS = {"pytest", "ruff", "mypy", "pyright", "clang-format", "."}
 
@@ -61,11 +66,12 @@ def test_whatever_can_be_called_has_an_example(module, name):
 # ---- pages ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_code_of_the_readme():
+@pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page, "python"))])
+def test_the_code_of_a_page(page):
     """All blocks in order, in one namespace; an error shows the line of the page."""
     namespace = {}
-    for line, code in blocks("README.md", "python"):
-        exec(compile("\n" * (line - 1) + code, str(ROOT / "README.md"), "exec"), namespace)
+    for line, code in blocks(page, "python"):
+        exec(compile("\n" * (line - 1) + code, str(ROOT / page), "exec"), namespace)
 
 
 def shell_lines():
@@ -92,7 +98,7 @@ def test_what_a_shell_line_names_exists(words):
             assert command in COMMANDS
 
 
-def test_files_that_pages_link_to_exist():
-    for page in PAGES:
-        for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
-            assert (ROOT / page).parent.joinpath(link).exists(), f"{page}: {link}"
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_links_to_exists(page):
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
