@@ -56,10 +56,25 @@ def test_future_values_do_not_leak_under_a_causal_mask(isa, rng, dtype):
     assert np.isnan(out[:, :, 40:]).all()
 
 
+@pytest.mark.parametrize("v_head_dim", [1, 4, 19])
+@pytest.mark.parametrize(("group", "queries"), [(1, 1), (3, 1), (4, 2), (1, 30)])
+def test_masked_values_of_any_size_do_not_leak(isa, rng, dtype, group, queries, v_head_dim):
+    """Tiles of every height, in the channels as in the rows: one row, three, four, and rows in the lanes."""
+    q, k, v = tensors(rng, queries, 150, dtype, heads=(2 * group, 2), v_head_dim=v_head_dim)
+    mask = rng.random(150) < 0.5
+    mask[0] = True
+    clean, clean_lse = gqa.attention(q, k, v, mask=mask, return_lse=True)
+    v[:, :, ~mask] = np.nan
+    out, lse = gqa.attention(q, k, v, mask=mask, return_lse=True)
+    assert_close(out, clean.astype(np.float64))
+    assert_same_bits(lse, clean_lse)
+
+
+@pytest.mark.parametrize("v_head_dim", [12, 19])
 @pytest.mark.parametrize("tensor", ["data", "scale"])
 @pytest.mark.parametrize("name", ["k", "v"])
-def test_masked_quantised_keys_do_not_leak(isa, rng, size, name, tensor):
-    q, k, v = tensors(rng, *size)
+def test_masked_quantised_keys_do_not_leak(isa, rng, size, name, tensor, v_head_dim):
+    q, k, v = tensors(rng, *size, v_head_dim=v_head_dim)
     x = {"k": gqa.quantize(k), "v": gqa.quantize(v)}
     mask = np.ones(size[1], bool)
     mask[-5:] = False
