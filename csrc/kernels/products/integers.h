@@ -118,10 +118,13 @@ class Integers {
   template <int R> bool precise(int r, const float* scales, int n) const {
     // A row of int8 whose largest channel is 127 has others of about a third of that: |k| is about 42 * sqrt(head_dim).
     const float k = 42.0f / 3.4641f * sqrt_of(float(head_dim_));
-    float unit = 0, scale = 0;
+    constexpr int w = width<float>;
+    float unit = 0;
     for (int i = 0; i < R; i++) unit = rounded_.unit[r + i] > unit ? rounded_.unit[r + i] : unit;
-    for (int j = 0; j < n; j++) scale = scales[j] > scale ? scales[j] : scale;
-    return unit * scale * k <= logit_error;
+    Vec<float> scale{};
+    for (int j = 0; j < n; j += w) scale = max(load_row<float, float>(scales + j, n - j), scale);
+    scale = fold<float, 1>(scale, [](Vec<float> x, Vec<float> y) { return max(x, y); });
+    return unit * scale[0] * k <= logit_error;
   }
 
   template <int R>
