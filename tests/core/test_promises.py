@@ -1,0 +1,98 @@
+"""The bits of a result follow from the sequence alone, for any number of keys: threads, storage, padding, chunks.
+
+Sizes on both sides of what a design could trip over: 64 splits of 768 keys are 49,152.
+"""
+
+import numpy as np
+import pytest
+
+import gqa
+from compare import assert_same_bits
+
+LENGTHS = [49_000, 49_152, 100_000, 300_000]
+QUERIES = [1, 5, 64]  # few rows, which have splits of 768 keys, and many, of 3072
+WINDOW = 1000
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    rng = np.random.default_rng(7)
+    k, v = rng.standard_normal((2, 1, 1, max(LENGTHS) + max(QUERIES), 16), np.float32)
+    return rng.standard_normal((1, 2, max(QUERIES), 16), np.float32), k, v
+
+
+def assert_same(actual, expected):
+    for x, y in zip(actual, expected, strict=True):
+        assert_same_bits(x, y)
+
+
+@pytest.mark.parametrize("queries", QUERIES)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_threads(isa, tokens, length, queries):
+    """However many parts a sequence is cut into."""
+    q, k, v = tokens
+    arguments = {"q": q[:, :, :queries], "k": k[:, :, :length], "v": v[:, :, :length], "causal": True}
+    one = gqa.attention(**arguments, return_lse=True, num_threads=1)
+    for threads in (2, 3, 16):
+        assert_same(gqa.attention(**arguments, return_lse=True, num_threads=threads), one)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_storage(isa, tokens, length):
+    """A ring, pages, a past beside new keys, and layouts give what plain arrays give."""
+    q, k, v = tokens
+    ring = gqa.KVCache(1, 1, WINDOW + 200, 16, window=WINDOW)
+    pages = gqa.PagedKVCache(length // 500 + 3, 500, 1, 16)
+    ring.append(k[:, :, :length], v[:, :, :length])
+    pages.append([pages.add()], k[0, 0, :length, None], v[0, 0, :length, None], [length])
+    for queries in QUERIES:
+        rows, end = q[:, :, :queries], length + queries
+        new_k, new_v = k[:, :, length:end], v[:, :, length:end]
+        whole = gqa.attention(rows, k[:, :, :end], v[:, :, :end], causal=True, return_lse=True)
+        windowed = gqa.attention(rows, k[:, :, :end], v[:, :, :end], causal=True, window=(WINDOW - 1, None))
+
+        assert_same_bits(ring.copy().attend(rows, new_k, new_v), windowed)
+        fork = pages.fork(0)
+        paged = pages.attend([fork], rows[0].swapaxes(0, 1), [queries], new_k[0].swapaxes(0, 1),
+                             new_v[0].swapaxes(0, 1), return_lse=True)  # fmt: skip
+        pages.free(fork)
+        assert_same((paged[0].swapaxes(0, 1)[None].copy(), paged[1][None]), whole)
+        past = {"past_key": k[:, :, :length], "past_value": v[:, :, :length]}
+        assert_same(gqa.attention(rows, new_k, new_v, **past, causal=True, return_lse=True), whole)
+        swapped = (x.swapaxes(1, 2) for x in (rows, k[:, :, :end], v[:, :, :end]))
+        out = gqa.attention(*swapped, causal=True, layout="bshd")
+        assert_same_bits(out.swapaxes(1, 2).copy(), whole[0])
+
+
+@pytest.mark.parametrize("queries", QUERIES)
+def test_padding_and_batch(isa, tokens, queries):
+    """Sequences of a batch, and packed ones, give what they give alone."""
+    q, k, v = tokens
+    lengths = [49_152, 3, 49_000]
+    rows = np.concatenate([q[:, :, :queries]] * 3)
+    keys, values = (np.broadcast_to(x[:, :, :50_000], (3, *x[:, :, :50_000].shape[1:])) for x in (k, v))
+    together = gqa.attention(rows, keys, values, kv_lengths=lengths, return_lse=True, num_threads=3)
+    ends = np.cumsum([0, *lengths])
+    packed = [np.concatenate([x[0, :, :n] for n in lengths], axis=1).swapaxes(0, 1) for x in (k, v)]
+    varlen = gqa.varlen_attention(
+        np.concatenate([q[0, :, :queries].swapaxes(0, 1)] * 3), *packed, np.arange(4) * queries, ends, num_threads=2
+    )
+    for b, length in enumerate(lengths):
+        alone = gqa.attention(rows[b : b + 1], k[:, :, :length], v[:, :, :length], return_lse=True)
+        assert_same([x[b : b + 1] for x in together], alone)
+        assert_same_bits(varlen[b * queries : (b + 1) * queries].swapaxes(0, 1)[None].copy(), alone[0])
+
+
+@pytest.mark.parametrize("window", [None, (2000, 0)])
+def test_chunks_of_a_prompt(isa, window):
+    """Chunks of 64 rows, counted over the group, or more."""
+    rng = np.random.default_rng(8)
+    tokens = 7000
+    q = rng.standard_normal((1, 2, tokens, 16), np.float32)
+    k, v = rng.standard_normal((2, 1, 1, tokens, 16), np.float32)
+    whole = gqa.attention(q, k, v, causal=True, window=window)
+    for size in (32, 33, 100, 3500):
+        for start in range(0, tokens - size + 1, size):
+            end = start + size
+            chunk = gqa.attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], causal=True, window=window)
+            assert_same_bits(chunk, whole[:, :, start:end].copy())
