@@ -40,6 +40,11 @@ def cached(q: Array, k: Array, v: Array, with_lse: bool) -> None:
     assert_type(cache.dtype, np.dtype[Any])
 
 
+def refused(q: Array, cache: gqa.KVCache) -> None:
+    cache.attend(q, casual=True)  # type: ignore[call-overload]
+    cache.attend(q, causal="yes")  # type: ignore[call-overload]
+
+
 def paged(q: Array, k: Array, v: Array, with_lse: bool) -> None:
     cache = gqa.PagedKVCache(64, 16, 8, 128, dtype="int8")
     one = cache.add()
@@ -65,6 +70,7 @@ def pieces(outs: list[Array], lses: list[Array], x: Array) -> None:
     shapes = gqa.infer_shapes({"q": (1, 8, 1, 64), "k": (1, 2, 9, 64), "v": (1, 2, 9, 64)}, dict.fromkeys("qkv", "f4"))
     assert_type(shapes, dict[str, tuple[tuple[int, ...], str]])
     assert_type(gqa.get_num_threads(), int)
+    assert_type(gqa.info()["isas"], list[str])
 
 
 def layer(x: Array) -> None:
