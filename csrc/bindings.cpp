@@ -157,6 +157,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("attention", &attention);
   m.def("attend_sequences", &attend_sequences);
   bind_rotary(m);
+  bind_states(m);
   m.def("near", &near, py::arg("x").noconvert(), py::arg("others"));
   m.def("available_isas", &available_isas);
   m.def("isa", [] { return std::string(active_kernels().name); });

@@ -7,6 +7,7 @@
 #include "merge_tree.h"
 #include "rotary.h"
 #include "rows.h"
+#include "weighted_sum.h"
 
 namespace gqa {
 namespace GQA_ISA {
@@ -110,7 +111,7 @@ constexpr KernelsOf kernels_of = {tile_lanes<T>, workspace_bytes<T>, partial_byt
 #define GQA_TEXT(name) #name
 #define GQA_NAME(name) GQA_TEXT(name)
 extern const Kernels kernels;
-constexpr Kernels kernels = {GQA_NAME(GQA_ISA), {kernels_of<float>, kernels_of<double>}};
+constexpr Kernels kernels = {GQA_NAME(GQA_ISA), {kernels_of<float>, kernels_of<double>}, add_weighted};
 
 }  // namespace GQA_ISA
 }  // namespace gqa

@@ -5,6 +5,7 @@
 
 #include "../attention.h"
 #include "../rotary.h"
+#include "../states.h"
 
 namespace gqa {
 
@@ -43,6 +44,7 @@ struct KernelsOf {
 struct Kernels {
   const char* name;
   KernelsOf of[arithmetics];
+  void (*add_weighted)(const WeightedSum&);
 
   const KernelsOf& operator[](Arithmetic arithmetic) const { return of[int(arithmetic)]; }
 };

@@ -6,5 +6,6 @@
 namespace gqa {
 
 void bind_rotary(pybind11::module_& m);
+void bind_states(pybind11::module_& m);
 
 }  // namespace gqa

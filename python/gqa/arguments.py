@@ -62,14 +62,16 @@ def lengths_array(name: str, value: Any, shape: tuple[int, ...], keys: Any) -> A
     return lengths
 
 
-def output_target(out: Any, shape: tuple[int, ...], dtype: str, inputs: Iterable[tuple[str, Array]]) -> Array | None:
+def output_target(
+    out: Any, shape: tuple[int, ...], dtype: str, inputs: Iterable[tuple[str, Array]], like: str = "q"
+) -> Array | None:
     """Where the extension may write a result for `out`: `out` itself, or None where it lies between bytes of an input.
 
     Raises unless `out` can take a result of that shape and dtype without harm to the inputs, given by name.
     """
     array = as_array("out", out)
     if dtype_name("out", array) != dtype:
-        raise TypeError(f"out has dtype {array.dtype}, expected {dtype} as q")
+        raise TypeError(f"out has dtype {array.dtype}, expected {dtype} as {like}")
     if array.shape != shape:
         raise ValueError(f"out has shape {array.shape}, expected {shape}")
     if not array.flags.writeable:

@@ -126,3 +126,24 @@ def test_rotary_refuses():
     for change in changes:
         with pytest.raises((TypeError, ValueError)):
             _core.rotary(*(good | change).values())
+
+
+def test_merge_states_refuses():
+    x, lse = zeros(2, 3), zeros(2)
+    good = {"outs": (x, x), "lses": (lse, lse), "out": zeros(2, 3), "lse": zeros(2), "threads": None}
+    _core.merge_states(*good.values())
+    read_only, line = zeros(2, 3), zeros(8)
+    read_only.flags.writeable = False
+    changes = [
+        {"outs": ()}, {"outs": (), "lses": ()}, {"outs": (x,)}, {"outs": (x, None)}, {"outs": (x, zeros(2, 4))},
+        {"outs": (x, zeros(3, 3))}, {"outs": (x, zeros(3))}, {"outs": (x, x.astype(int))}, {"lses": (lse, zeros(3))},
+        {"lses": (lse, lse.astype(np.float16))}, {"lses": (lse, zeros(2, 1))}, {"out": None}, {"out": zeros(2, 4)},
+        {"out": read_only}, {"out": x}, {"out": x[::-1]}, {"out": np.zeros(())}, {"out": zeros(2, 3, dtype=int)},
+        {"lse": None}, {"lse": zeros(3)}, {"lse": lse}, {"lse": zeros(2, dtype=int)}, {"threads": 0},
+        {"out": line[:6].reshape(2, 3), "lse": line[5:7]},
+    ]  # fmt: skip
+    for change in changes:
+        with pytest.raises((TypeError, ValueError)):
+            _core.merge_states(*(good | change).values())
+    assert not x.any()
+    assert not lse.any()

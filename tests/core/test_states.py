@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import gqa
 import oracle
-from compare import assert_close, assert_lse_close, assert_same_bits
+from compare import assert_close, assert_lse_close, assert_same_bits, ulps
 
 
 def normal(rng, *shape, dtype=np.float32):
@@ -57,6 +57,109 @@ def test_any_number_in_any_order(count, seed, dtype):
     again, again_lse = gqa.merge_states([outs[i] for i in order], [lses[i] for i in order])
     np.testing.assert_allclose(again, out, rtol=2 * eps, atol=2 * eps)
     np.testing.assert_allclose(again_lse, lse, rtol=2 * eps, atol=2 * eps)
+
+
+@pytest.mark.parametrize("narrow", [np.float16, ml_dtypes.bfloat16])
+def test_float32_parts_of_half_precision_are_rounded_once(rng, isa, narrow):
+    """As the truth rounded, but for what a float32 sum leaves undecided; of rounded parts many elements differ."""
+    q, k, v = (normal(rng, 2, n, t, 64, dtype=narrow) for n, t in ((8, 16), (2, 800), (2, 800)))
+    truth = oracle.attention(q, k, v)[0]
+    wide = parts_of(*(x.astype(np.float32) for x in (q, k, v)), range(100, 800, 100))  # as unrounded
+    out, lse = gqa.merge_states(*wide, dtype=narrow)
+    assert (out.dtype, lse.dtype) == (narrow, np.float32)
+    assert np.mean(ulps(out, truth) <= 1) > 0.999
+    assert np.mean(ulps(out, truth) > 0) < 0.005
+    rounded, _ = gqa.merge_states([part.astype(narrow) for part in wide[0]], wide[1])
+    assert np.mean(ulps(rounded, truth) > 0) > 0.2
+
+
+def test_the_result_is_rounded_once_from_float64(rng, isa):
+    """Also where float32, on the way, would be halfway between two neighbours of half precision."""
+    x = 1 + np.arange(1, 60) * 2.0**-11
+    x = np.concatenate([sign * (x + tiny) for sign in (1, -1) for tiny in (0, 2.0**-40, -(2.0**-40), 2.0**-26)])
+    x = np.concatenate([x, x * 2.0**-20, rng.standard_normal(100), [0, -0.0, np.inf, -np.inf, 7e4, 3e-8]])
+    for step, target in ((2.0**-10, np.float16), (2.0**-7, ml_dtypes.bfloat16)):
+        merged, _ = gqa.merge_states([x], [np.float64(3)[...]], dtype=target)
+        assert_same_bits(gqa.merge_states([np.stack([x, -x])], [np.zeros(2)], dtype=target)[0][0], merged)
+        if target is np.float16:
+            with np.errstate(over="ignore"):
+                assert_same_bits(merged, x.astype(np.float16))
+        else:  # the nearest multiple of its last place, to even
+            finite = np.isfinite(x) & (np.abs(x) > 1e-6)
+            unit = np.exp2(np.floor(np.log2(np.abs(x[finite])))) * step
+            assert_same_bits(merged.astype(np.float64)[finite], np.rint(x[finite] / unit) * unit)
+
+
+TYPES = (np.float32, np.float16, ml_dtypes.bfloat16, np.float64)
+
+
+@pytest.mark.parametrize("channels", [1, 7, 64, 67, 130])
+def test_parts_of_any_types_and_strides(rng, isa, channels):
+    """Bits follow from the values: not from types that hold them, nor from where they lie."""
+    outs = [normal(rng, 3, 4, 5, channels, dtype=TYPES[i % 4]) for i in range(5)]
+    lses = [normal(rng, 3, 4, 5, dtype=TYPES[(i + i // 4) % 4]) for i in range(5)]
+    expected, expected_lse = gqa.merge_states(
+        [x.astype(np.float64) for x in outs], [x.astype(np.float64) for x in lses], dtype=np.float32
+    )
+    elsewhere = [
+        lambda x: x,
+        lambda x: x.copy("F"),
+        lambda x: np.repeat(x, 2, axis=-1)[..., ::2],
+        lambda x: np.ascontiguousarray(x[::-1, :, ::-1])[::-1, :, ::-1],
+        lambda x: np.repeat(x, 3, axis=1)[:, 1::3],
+    ]
+    for turn in range(len(elsewhere)):
+        places = elsewhere[turn:] + elsewhere[:turn]
+        given = [place(x) for place, x in zip(places, outs)], [place(x) for place, x in zip(places, lses)]
+        out = places[0](np.zeros_like(expected))
+        merged, lse = gqa.merge_states(*given, dtype="float32", out=out)
+        assert merged is out
+        assert_same_bits(merged.copy(), expected)
+        assert_same_bits(lse, expected_lse)
+
+
+def test_broadcast_parts(rng):
+    out, lse = normal(rng, 1, 5, 8), normal(rng, 3, 1)
+    parts = [np.broadcast_to(out, (3, 5, 8)), np.broadcast_to(lse, (3, 5))]
+    merged, merged_lse = gqa.merge_states(parts[:1] * 2, parts[1:] * 2)
+    again, again_lse = gqa.merge_states([parts[0].copy()] * 2, [parts[1].copy()] * 2)
+    assert_same_bits(merged, again)
+    assert_same_bits(merged_lse, again_lse)
+
+
+def test_the_number_of_threads_changes_nothing(rng, isa, dtype):
+    outs = [normal(rng, 7, 311, 48, dtype=dtype).swapaxes(0, 1) for _ in range(6)]
+    lses = [normal(rng, 311, 7) for _ in range(6)]
+    results = [gqa.merge_states(outs, lses, num_threads=threads) for threads in (1, 2, 5, 1000, None)]
+    for out, lse in results:
+        assert_same_bits(out, results[0][0])
+        assert_same_bits(lse, results[0][1])
+    row, row_lse = gqa.merge_states([x[100] for x in outs], [x[100] for x in lses])
+    assert_same_bits(row, results[0][0][100])
+    assert_same_bits(row_lse, results[0][1][100])
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3), (2, 0, 4), (1,) * 30])
+def test_shapes_without_rows_or_channels(shape):
+    out, lse = gqa.merge_states([np.ones(shape)] * 2, [np.zeros(shape[:-1])] * 2)
+    assert out.shape == shape
+    np.testing.assert_allclose(lse, np.full(shape[:-1], np.log(2)))
+
+
+def test_zeros_keep_their_sign(dtype):
+    x = np.array([[0.0, -0.0]] * 2, dtype)
+    assert_same_bits(gqa.merge_states([x, x], [np.zeros(2)] * 2, dtype=dtype)[0], x)
+
+
+def test_interleaved_with_an_input_without_sharing_memory(rng):
+    whole = normal(rng, 4, 2, 6)
+    part, out = whole[:, 0], whole[:, 1]
+    lse, kept = normal(rng, 4), part.copy()
+    expected, _ = gqa.merge_states([kept], [lse])
+    merged, _ = gqa.merge_states([part], [lse], out=out)
+    assert merged is out
+    assert_same_bits(out.copy(), expected)
+    assert_same_bits(part.copy(), kept)
 
 
 def test_one_part_stays_as_it_is(rng, dtype):
@@ -133,6 +236,33 @@ def test_mixed_dtypes(rng):
         [normal(rng, 4, 5), normal(rng, 4, 5)], [normal(rng, 4), normal(rng, 4, dtype=np.float64)]
     )
     assert (out.dtype, lse.dtype) == (np.float32, np.float64)
+
+
+X, LSE = np.ones((2, 3), np.float32), np.zeros(2, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"out": X}, ValueError, r"out overlaps outs\[0\] in memory"),
+        ({"out": X[::-1]}, ValueError, r"out overlaps outs\[0\] in memory"),
+        ({"out": np.ones((2, 3))}, TypeError, r"out has dtype float64, expected float32 as outs\[0\]"),
+        ({"out": X.copy(), "dtype": "float64"}, TypeError, "out has dtype float32, expected float64 as dtype"),
+        ({"out": np.ones((3, 2), np.float32)}, ValueError, r"out has shape \(3, 2\), expected \(2, 3\)"),
+        ({"out": [[1.0]]}, TypeError, "out is a list"),
+        ({"out": np.broadcast_to(np.float32(1), (2, 3))}, ValueError, "out is read-only"),
+        ({"out": np.lib.stride_tricks.as_strided(np.ones(3, np.float32), (2, 3), (0, 4))}, ValueError, "share memory"),
+        ({"dtype": "int8"}, TypeError, "dtype is int8, expected float32, float64"),
+        ({"dtype": ">f4"}, TypeError, "native byte order"),
+        ({"num_threads": 0}, ValueError, "num_threads is 0, expected at least 1"),
+        ({"num_threads": "2"}, TypeError, "num_threads is '2'"),
+    ],
+)
+def test_wrong_options(options, error, message):
+    before = X.copy()
+    with pytest.raises(error, match=message):
+        gqa.merge_states([X], [LSE], **options)
+    assert_same_bits(X, before)
 
 
 @pytest.mark.parametrize(
