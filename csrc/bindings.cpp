@@ -162,7 +162,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("available_isas", &available_isas);
   m.def("isa", [] { return std::string(active_kernels().name); });
   m.def("use_isa", &use_isa);
-  m.def("default_threads", &default_threads);
+  m.def("default_threads", &default_threads_now);
   m.def("set_threads", &set_threads);
   m.def("has_openmp", &has_openmp);
   m.attr("__version__") = GQA_VERSION;

@@ -26,8 +26,9 @@ def set_num_threads(n: int | None) -> None:
     ----------
     n : int or None
         At least 1. None goes back to the default: what the process may use, which is the least of the OpenMP limit
-        (``OMP_NUM_THREADS``, CPU affinity, ``threadpoolctl``) and the CPU quota of its cgroup. The environment variable
-        ``GQA_NUM_THREADS`` sets it when gqa is imported.
+        (``OMP_NUM_THREADS``, ``threadpoolctl``), the CPUs it may run on and the CPU quotas of its cgroups. Changes of
+        affinity are followed; quotas are read once. The environment variable ``GQA_NUM_THREADS`` sets the number when
+        gqa is imported.
 
     Examples
     --------

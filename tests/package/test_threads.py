@@ -1,6 +1,7 @@
 """How many threads calls use: what sets it, what limits it, and that as many start."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import gqa
 from child import PARALLEL, output_of, start
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
+CPUS = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
 needs_openmp = pytest.mark.skipif(not gqa.info()["openmp"], reason="a build without OpenMP is serial")
 
 
@@ -48,23 +50,68 @@ def threads_with(**environment):
 
 
 def quota():
-    """CPUs that the cgroup allows, or a large number."""
-    try:
-        allowed, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except OSError:
-        return 1000
-    return 1000 if allowed == "max" else -(-int(allowed) // int(period))
+    """CPUs that the cgroups of version 2 allow, or a large number. More of them: test_cgroup.py."""
+    groups = re.findall(r"^0::(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
+    own = Path("/sys/fs/cgroup", *(group.lstrip("/") for group in groups))
+    limits = [1000]
+    for folder in (own, *own.parents):
+        if (folder / "cpu.max").exists():
+            allowed, period = (folder / "cpu.max").read_text().split()
+            limits += [] if allowed == "max" else [-(-int(allowed) // int(period))]
+    return min(limits)
 
 
 @needs_linux
 @needs_openmp
 def test_the_default_is_what_the_process_may_use():
-    available = min(len(os.sched_getaffinity(0)), quota())
+    available = min(CPUS, quota())
     assert threads_with() == str(available)
     assert threads_with(OMP_NUM_THREADS="1") == "1"
     assert threads_with(OMP_NUM_THREADS="3") == str(min(3, quota()))
     one = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import gqa; print(gqa.get_num_threads())"
     assert output_of(one) == "1"
+
+
+@needs_linux
+@needs_openmp
+@pytest.mark.parametrize("value", ["99999999999", "2147483647", "1025", "nonsense", "-3", ""])
+def test_what_cannot_be_meant_as_a_number_of_threads_is_the_default(value):
+    available = min(CPUS, quota())
+    assert threads_with(OMP_NUM_THREADS=value) == str(available)
+
+
+@needs_linux
+@needs_openmp
+@pytest.mark.skipif(CPUS < 2, reason="needs two CPUs")
+def test_a_change_of_affinity_is_followed():
+    code = f"""
+        import os
+        cpus = sorted(os.sched_getaffinity(0))
+        def allow(n):
+            os.sched_setaffinity(0, cpus[:n])
+        {{before}}
+        {PARALLEL.replace(chr(10), chr(10) + " " * 8)}
+        def seen(n):
+            allow(n)
+            return gqa.get_num_threads()
+        print(gqa.get_num_threads(), seen(1), seen(2), seen(1), seen(2))
+        """
+    two = str(min(2, quota()))
+    assert output_of(code.format(before="allow(2)")).split() == [two, "1", two, "1", two]
+    assert output_of(code.format(before="allow(1)")).split() == ["1", "1", two, "1", two]
+    named = output_of(code.format(before="allow(1)"), OMP_NUM_THREADS="1")
+    assert named.split() == ["1"] * 5
+    named = output_of(code.format(before="allow(2)"), OMP_NUM_THREADS="3")
+    assert named.split() == [str(min(3, quota())), "1", str(min(3, quota())), "1", str(min(3, quota()))]
+
+
+@needs_linux
+@needs_openmp
+def test_calls_follow_a_change_of_affinity():
+    """As soon as it was asked for; at the latest with the next tick of the system's clock."""
+    one = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})"
+    assert threads_started(f"{one}; gqa.get_num_threads(); call(None)") == 0
+    assert threads_started(f"gqa.get_num_threads(); {one}; time.sleep(0.1); call(None)") == 0
 
 
 def test_the_environment_sets_the_number():
@@ -99,7 +146,7 @@ def test_threadpoolctl_limits_the_default():
 
 def threads_started(call, **environment):
     """Threads of a process that appeared with a call."""
-    count = 'count = lambda: int(open("/proc/self/status").read().split("Threads:")[1].split()[0])'
+    count = 'import time; count = lambda: int(open("/proc/self/status").read().split("Threads:")[1].split()[0])'
     return int(output_of(f"{PARALLEL}\n{count}\nbefore = count()\n{call}\nprint(count() - before)", **environment))
 
 
