@@ -29,9 +29,10 @@ constexpr int64_t rows_for_lanes = 24;
 constexpr bool rows_in_lanes(int64_t rows) { return rows >= rows_for_lanes; }
 
 // Keys of a split: multiples of the loops' blocks (96, and 256 or 768). Few rows have little to merge and need many
-// splits, so that one sequence can feed many threads. Many rows have large states: they are cut more rarely, at every
-// fourth cut of few rows. Pieces of keys that meet at multiples of the larger number are whole subtrees for both.
-constexpr int64_t few_rows_split_keys = 768, many_rows_split_keys = 4 * few_rows_split_keys;
+// splits, so that one sequence can feed many threads. Many rows have large states, and are cut at every eighth cut of
+// few rows, so that merging takes less than half a percent of their time. Pieces of keys that meet at multiples of the
+// larger number are whole subtrees for both.
+constexpr int64_t few_rows_split_keys = 768, many_rows_split_keys = 8 * few_rows_split_keys;
 constexpr int64_t split_keys(bool rows_in_lanes) { return rows_in_lanes ? many_rows_split_keys : few_rows_split_keys; }
 
 // What one sequence amounts to. Keys are the absolute numbers of those that some row attends, [first_key, last_key).

@@ -102,21 +102,22 @@ template <class T> struct LaneStates {
       memcpy(l, later.l, lanes * sizeof(T));
       return;
     }
-    for (int r = 0; r < lanes; r += w) {
-      const Vec<T> m0 = load(m + r), m1 = load(later.m + r), l0 = load(l + r), l1 = load(later.l + r);
+    constexpr int n = tile_vectors;
+    Vec<T> mine[n], theirs[n], l0[n], l1[n];
+    auto merged = [&](int v, Vec<T> x, Vec<T> y) __attribute__((always_inline)) {
+      const Vec<T> sum = x * mine[v] + y * theirs[v];
+      return l1[v] == 0 ? x : l0[v] == 0 ? y : sum;
+    };
+    for (int v = 0; v < n; v++) {
+      const Vec<T> m0 = load(m + v * w), m1 = load(later.m + v * w);
       const Vec<T> top = max(m0, m1), shift = top == -infinity<T> ? splat(T(0)) : top;
-      const Vec<T> mine = exp2<T>(m0 - shift), theirs = exp2<T>(m1 - shift);
-      auto merged = [&](Vec<T> x, Vec<T> y) __attribute__((always_inline)) {
-        const Vec<T> sum = x * mine + y * theirs;
-        return l1 == 0 ? x : l0 == 0 ? y : sum;
-      };
-      for (int64_t c = 0; c < channels; c++) {
-        T* const x = o + c * lanes + r;
-        store(x, merged(load(x), load(later.o + c * lanes + r)));
-      }
-      store(m + r, top);
-      store(l + r, merged(l0, l1));
+      l0[v] = load(l + v * w), l1[v] = load(later.l + v * w);
+      mine[v] = exp2<T>(m0 - shift), theirs[v] = exp2<T>(m1 - shift);
+      store(m + v * w, top);
+      store(l + v * w, merged(v, l0[v], l1[v]));
     }
+    for (int64_t c = 0; c < channels * lanes; c += lanes)
+      for (int v = 0; v < n; v++) store(o + c + v * w, merged(v, load(o + c + v * w), load(later.o + c + v * w)));
   }
 };
 

@@ -8,7 +8,7 @@ import pytest
 
 from program import output_of_program
 
-SPLIT_KEYS = {False: 768, True: 3072}  # by whether rows are in the lanes
+SPLIT_KEYS = {False: 768, True: 6144}  # by whether rows are in the lanes
 
 SCHEDULES = """
 #include <cstdio>
@@ -97,7 +97,7 @@ def random_calls(rng, count):
         works = []
         for _ in range(rng.integers(1, 6)):
             first = int(rng.integers(0, 5000)) if rng.random() < 0.5 else 0
-            keys = int(rng.choice([0, 1, 700, 768, 769, 3072, 3073, 20000, 300000]))
+            keys = int(rng.choice([0, 1, 700, 768, 769, 6144, 6145, 20000, 300000]))
             works.append((int(rng.choice([0, 1, 4, 23, 24, 64, 65, 700, 1024, 5000])), first, first + keys))
         threads, heads, head_dim = (int(rng.choice(n)) for n in ([1, 2, 3, 8, 64], [1, 2, 8, 32], [16, 64, 128, 576]))
         yield threads, heads, head_dim, works

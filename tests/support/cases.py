@@ -1,7 +1,7 @@
 """The table of cases: sizes on both sides of every seam of the kernels, every option, and every pair of options.
 
 Seams: a register tile has 4 to 32 rows; from 24 rows (group * queries) on, rows go into the lanes, with blocks of 96
-keys, where one or two blocks take another path than three, and splits of 3072; with fewer rows blocks have 768 keys
+keys, where one or two blocks take another path than three, and splits of 6144; with fewer rows blocks have 768 keys
 (256 of float64), as many as splits; a unit has up to 1024 rows.
 
 A test of one case has the case in its name and runs alone: pytest 'tests/core/test_attention.py::test_case[...]'.
@@ -154,10 +154,10 @@ WITH_OPTIONS = [
 SEAMS = [
     Case(heads=(2, 1), queries=queries, keys=keys, batch=1, options=options)
     for queries, all_keys in (
-        (1, (767, 768, 769, 1536, 1537, 2304, 2305, 3071, 3072, 3073, 3841)),
-        (11, (767, 768, 769, 1537, 3071, 3072, 3073)),
-        (12, (767, 768, 769, 3071, 3072, 3073, 6145)),
-        (33, (3071, 3072, 3073, 6143, 6144, 6145, 9217)),
+        (1, (767, 768, 769, 1536, 1537, 2304, 2305, 3841)),
+        (11, (767, 768, 769, 1537)),
+        (12, (767, 768, 769, 6143, 6144, 6145)),
+        (33, (6143, 6144, 6145, 12289, 18433)),
     )
     for keys in all_keys
     for options in ((), ("causal", "past"), ("window",))
