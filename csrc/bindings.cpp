@@ -152,7 +152,8 @@ std::vector<size_t> near(const py::array& x, const py::tuple& others) {
 
 }  // namespace
 
-PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+// gqa._core: python/init.cpp lets Python in.
+PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
   m.doc() = "The native kernels of gqa.";
   m.def("attention", &attention);
   m.def("attend_sequences", &attend_sequences);
