@@ -65,11 +65,3 @@ def test_pages_packed_batches_and_arrays_have_the_bits_of_the_cache(tokens):
         packed = (x[0].swapaxes(0, 1) for x in (keys, values))
         out = gqa.varlen_attention(packed_q, *packed, [0, count], [0, end], causal=True)
         assert_same_bits(out, want[0].swapaxes(0, 1).copy())
-
-
-@pytest.mark.parametrize("threads", [2, 3, 8])
-def test_threads_do_not_show(tokens, threads):
-    cache = filled(tokens)
-    for q, k, v in chunks(tokens):
-        want = cache.attend(q, k, v, num_threads=1)
-        assert_same_bits(cache.attend(q, num_threads=threads), want)

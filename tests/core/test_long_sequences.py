@@ -1,4 +1,4 @@
-"""The bits of a result follow from the sequence alone, for any number of keys: threads, storage, padding, chunks.
+"""The bits of a result follow from the sequence alone, for any number of keys: threads, layouts, padding, chunks.
 
 Sizes on both sides of what a design could trip over: 64 splits of 768 keys are 49,152.
 """
@@ -11,7 +11,6 @@ from compare import assert_same_bits
 
 LENGTHS = [49_000, 49_152, 100_000, 300_000]
 QUERIES = [1, 5, 64]  # few rows, which have splits of 768 keys, and many, of 6144
-WINDOW = 1000
 
 
 @pytest.fixture(scope="module")
@@ -28,40 +27,16 @@ def assert_same(actual, expected):
 
 @pytest.mark.parametrize("queries", QUERIES)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_threads(isa, tokens, length, queries):
-    """However many parts a sequence is cut into."""
+def test_threads_and_layouts(isa, tokens, length, queries):
+    """However many parts a sequence is cut into, and whatever strides lead to it."""
     q, k, v = tokens
     arguments = {"q": q[:, :, :queries], "k": k[:, :, :length], "v": v[:, :, :length], "causal": True}
     one = gqa.attention(**arguments, return_lse=True, num_threads=1)
     for threads in (2, 3, 16):
         assert_same(gqa.attention(**arguments, return_lse=True, num_threads=threads), one)
-
-
-@pytest.mark.parametrize("length", LENGTHS)
-def test_storage(isa, tokens, length):
-    """A ring, pages, a past beside new keys, and layouts give what plain arrays give."""
-    q, k, v = tokens
-    ring = gqa.KVCache(1, 1, WINDOW + 200, 16, window=WINDOW)
-    pages = gqa.PagedKVCache(length // 500 + 3, 500, 1, 16)
-    ring.append(k[:, :, :length], v[:, :, :length])
-    pages.append([pages.add()], k[0, 0, :length, None], v[0, 0, :length, None], [length])
-    for queries in QUERIES:
-        rows, end = q[:, :, :queries], length + queries
-        new_k, new_v = k[:, :, length:end], v[:, :, length:end]
-        whole = gqa.attention(rows, k[:, :, :end], v[:, :, :end], causal=True, return_lse=True)
-        windowed = gqa.attention(rows, k[:, :, :end], v[:, :, :end], causal=True, window=(WINDOW - 1, None))
-
-        assert_same_bits(ring.copy().attend(rows, new_k, new_v), windowed)
-        fork = pages.fork(0)
-        paged = pages.attend([fork], rows[0].swapaxes(0, 1), [queries], new_k[0].swapaxes(0, 1),
-                             new_v[0].swapaxes(0, 1), return_lse=True)  # fmt: skip
-        pages.free(fork)
-        assert_same((paged[0].swapaxes(0, 1)[None].copy(), paged[1][None]), whole)
-        past = {"past_key": k[:, :, :length], "past_value": v[:, :, :length]}
-        assert_same(gqa.attention(rows, new_k, new_v, **past, causal=True, return_lse=True), whole)
-        swapped = (x.swapaxes(1, 2) for x in (rows, k[:, :, :end], v[:, :, :end]))
-        out = gqa.attention(*swapped, causal=True, layout="bshd")
-        assert_same_bits(out.swapaxes(1, 2).copy(), whole[0])
+    swapped = {name: x.swapaxes(1, 2) if name in "qkv" else x for name, x in arguments.items()}
+    out = gqa.attention(**swapped, layout="bshd", num_threads=2)
+    assert_same_bits(out.swapaxes(1, 2).copy(), one[0])
 
 
 @pytest.mark.parametrize("queries", QUERIES)
