@@ -1,63 +1,106 @@
-// call.h: gathers the arguments of one call from Python into an `Attention`, checks them against each other, runs it.
+// call.h: gathers what one call is about, checks it against each other, and does it.
 //
-// The Python layer explains what is wrong with a shape; the checks here make sure that no other caller of the extension
-// can reach memory that is not its own.
+// This is where the rules are: what fits together, and which memory may be reached. It knows nothing of Python: every
+// check compares views and numbers, so that whoever has those (NumPy, DLPack, another runtime's buffers, or shapes
+// without data) is held to the same rules. It copies no view: what it is given must outlive it. Nothing is thrown but
+// std::bad_alloc, and nothing written before all is well.
 #pragma once
 
+#include <memory>
 #include <vector>
 
-#include "arrays.h"
+#include "options.h"
+#include "sequence_list.h"
 
 namespace gqa {
 
+// Keys or values, under the name that the caller has for them.
+struct Tensor {
+  const char* name = "";
+  TensorView data;
+  TensorView scale;  // of int8: a number for each row
+};
+
+// One whole number for all batch entries, or one for each.
+struct Integers {
+  Shape shape{-1, {}};              // no axes: one number; -1: not given
+  const int64_t* values = nullptr;  // null where only the shape is known
+
+  bool given() const { return shape.axes >= 0; }
+  int64_t at(int64_t b) const { return values[shape.axes == 0 ? 0 : b]; }
+};
+
 class Call {
  public:
-  // q: four axes, in `layout`, which is also that of the stores and the output.
-  Call(py::handle q, Layout layout);
+  explicit Call(const Options& options) : options_(options) {}
 
-  // k and v: four axes each; arrays of floats, or objects with int8 `data` and its `scale`, as gqa.Quantized. The first
-  // store fixes kv_heads, head_dim and v_head_dim. Returns its number of tokens.
-  int64_t add_store(py::handle k, py::handle v);
+  // Each function that returns a bool returns false if what it takes is refused, and refusal() says why. First:
+  bool set_query(const TensorView& q);
 
-  // MemoryError if there are too many sequences to list.
-  void reserve(int64_t sequences);
+  // Then either k and v with as many axes and batch entries as q, all attended by all: new ones first, if there are
+  // any, then those of a past, which stand before them ...
+  bool set_keys(const Tensor& k, const Tensor& v, const Tensor& past_key, const Tensor& past_value);
+  // ... or stores of any batch, of which sequences attend the runs that they list.
+  bool add_store(const Tensor& k, const Tensor& v);
 
-  // ValueError unless the first axis of every store is `batch`.
-  void require_batch(int64_t batch) const;
+  // Then the options. mask_shape: null for the queries and keys of set_keys.
+  bool set_options(const MaskShape* mask_shape);
 
-  // Sequences attend the runs added after the sequence before; the runs' `first` is filled in here.
-  void add_run(int64_t store, int64_t batch, int64_t token, int64_t count);
-  void end_sequence(const Sequence& sequence);
+  // Then the sequences: the batch entries of set_keys, checked and then listed ...
+  bool check_positions(const Integers& kv_lengths, const Integers& query_offset);
+  bool list_batch(const Integers& kv_lengths, const Integers& query_offset);
+  // ... or what is added here, within the stores and that mask.
+  SequenceList& sequences(const MaskShape& mask_shape);
 
-  // mask: broadcast to (batch, query heads, queries, keys) by NumPy's rules, whatever the layout.
-  void set_mask(py::handle mask, int64_t batch, int64_t queries, int64_t keys);
-  void set_positions(py::handle causal, py::handle window);
-  void set_scores(py::handle scale, py::handle softcap, py::handle sinks);
+  const Refusal& refusal() const { return refusal_; }
 
-  // The output, or (output, lse).
-  py::object run(py::handle out, py::handle return_lse, py::handle num_threads);
+  // What comes out, of as many axes as q.
+  Shape out_shape() const;
+  Shape lse_shape() const;
+  DType out_type() const { return a_.out_type; }
+  DType lse_type() const { return a_.arithmetic == Arithmetic::f64 ? DType::f64 : DType::f32; }
 
-  int64_t batch() const { return q_.shape(0); }
-  int64_t queries() const { return q_.shape(layout_.token); }
+  // Computes; lse may be left out. Throws std::bad_alloc before anything is written.
+  void run(const TensorView& out, const TensorView& lse);
 
  private:
-  struct StoreShape {
-    int64_t batch, tokens;
+  struct Sizes {
+    int64_t batch, heads, tokens, channels;
   };
-  struct Tensor;
-  Tensor tensor(py::handle object, const char* name);
-  void check_inputs_against(const py::array& out) const;
 
-  const Layout layout_;
-  const py::array q_;
-  Attention a_{};
+  Sizes sizes_of(const TensorView& x) const {  // of four axes
+    const Layout& layout = options_.layout;
+    return {x.shape[0], x.shape[layout.head], x.shape[layout.token], x.shape[3]};
+  }
+  bool check_axes(const Tensor& x);
+  bool check_sizes(const Tensor& x, const Sizes& sizes, const char* first_key, int64_t channels,
+                   const char* channels_of);
+  bool set_mask(const MaskShape* given);
+  bool set_sinks();
+  bool check_output();
+  bool integers_fit(const Integers& x, const char* name, bool one_for_all);
+  void use_contiguous(const TensorView& x, const char*& data, Strides& strides);
+  void use_scales(const TensorView& x, const char*& data, Strides& strides) const;
+  Strides rows_of(const TensorView& x) const;
+
+  bool refuse(Rule rule, const char* argument, const char* other = "");
+  bool refuse_shape(Rule rule, const char* argument, const Shape& shape, const Shape& expected);
+  bool refuse_size(Rule rule, const char* argument, const char* axis, int64_t number, int64_t expected,
+                   const char* other = "");
+
+  const Options& options_;
+  const TensorView* q_ = nullptr;
+  Sizes q_sizes_{};
+  bool aligned_ = false;                  // whether keys come from set_keys
+  int64_t new_keys_ = 0, past_keys_ = 0;  // of set_keys
+  std::vector<const Tensor*> tensors_;    // k and v of the first store, of the second, ...
   std::vector<Store> stores_;
-  std::vector<StoreShape> store_shapes_;
-  std::vector<py::array> inputs_;
-  std::vector<Run> runs_;
-  std::vector<Sequence> sequences_;
+  std::vector<SequenceList::StoreShape> store_shapes_;
   std::vector<double> sinks_;
-  int64_t run_begin_ = 0, run_keys_ = 0;
+  std::vector<std::unique_ptr<char[]>> copies_;
+  SequenceList sequences_;
+  Attention a_{};
+  Refusal refusal_{};
 };
 
 }  // namespace gqa

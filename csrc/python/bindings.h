@@ -1,11 +1,15 @@
-// bindings.h: the parts of the extension module, each of which adds its own functions.
+// bindings.h: the parts of the extension module gqa._core, each of which adds its own functions.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 namespace gqa {
 
-void bind_rotary(pybind11::module_& m);
-void bind_states(pybind11::module_& m);
+namespace py = pybind11;
+
+void bind_attention(py::module_& m);
+void bind_rotary(py::module_& m);
+void bind_states(py::module_& m);
+void bind_views(py::module_& m);
 
 }  // namespace gqa

@@ -2,9 +2,9 @@
 
 #include <vector>
 
-#include "../arrays.h"
-#include "../threads.h"
+#include "arrays.h"
 #include "bindings.h"
+#include "scalars.h"
 
 namespace gqa {
 namespace {
@@ -20,7 +20,7 @@ py::array table(py::handle object, const char* name) {
 // (1 or batch, tokens), which is copied: another thread could change it once it is checked.
 void set_positions(Rotary& r, py::handle positions, int64_t rows, std::vector<int64_t>& copy) {
   if (!py::isinstance<py::array>(positions)) {
-    r.first_position = as_int(positions, "positions");
+    r.first_position = read_integer(positions.ptr(), "positions");
     if (r.first_position < 0 || r.first_position > rows - r.tokens)
       throw py::value_error("positions are beyond the rows of cos and sin");
     return;
@@ -43,9 +43,9 @@ void set_positions(Rotary& r, py::handle positions, int64_t rows, std::vector<in
 py::object rotary(py::handle x_object, py::handle cos_object, py::handle sin_object, py::handle positions,
                   py::handle interleaved, py::handle layout_name, py::handle num_threads) {
   Rotary r{};
-  r.interleaved = as_bool(interleaved, "interleaved");
-  r.threads = thread_count(num_threads);
-  const Layout layout = layout_named(layout_name);
+  r.interleaved = read_flag(interleaved.ptr(), "interleaved");
+  r.threads = read_threads(num_threads.ptr(), "num_threads");
+  const Layout layout = read_layout(layout_name.ptr(), "layout");
   const py::array x = as_array(x_object, "x", 4), cos = table(cos_object, "cos"), sin = table(sin_object, "sin");
   r.type = float_type(x, "x"), r.cos_type = float_type(cos, "cos"), r.sin_type = float_type(sin, "sin");
   require_contiguous_channels(x, "x");

@@ -2,8 +2,9 @@
 
 #include <vector>
 
-#include "../arrays.h"
+#include "arrays.h"
 #include "bindings.h"
+#include "scalars.h"
 
 namespace gqa {
 namespace {
@@ -21,7 +22,7 @@ py::array state_array(py::handle object, const char* name, const py::array& shap
 }
 
 void require_apart(const py::array& written, const py::array& read) {
-  if (spans_overlap(written, read)) throw py::value_error("out overlaps an input in memory");
+  if (share_memory(written, read)) throw py::value_error("out overlaps an input in memory");
 }
 
 // Shapes and strides as they are now: an array may be given others while it is read.
@@ -39,7 +40,7 @@ class Sizes {
 void merge_states(const py::tuple& outs, const py::tuple& lses, py::handle out_object, py::handle lse_object,
                   py::handle num_threads) {
   StateMerge m{};
-  m.threads = thread_count(num_threads);
+  m.threads = read_threads(num_threads.ptr(), "num_threads");
   if (outs.empty() || outs.size() != lses.size()) throw py::value_error("there must be as many lses as outs");
   if (!py::isinstance<py::array>(out_object)) throw py::type_error("out must be a NumPy array");
   py::array out = py::reinterpret_borrow<py::array>(out_object);

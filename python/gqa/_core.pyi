@@ -1,48 +1,30 @@
 from typing import Any
 
-__version__: str
+from gqa.arguments import Array
+from gqa.options import Options
 
+__version__: str
+OPTIONS: tuple[str, ...]
+RULES: tuple[str, ...]
+
+# (q, k, v, past_key, past_value), query_offset, kv_lengths
 def attention(
-    q: Any,
-    k: Any,
-    v: Any,
-    past_key: Any,
-    past_value: Any,
-    mask: Any,
-    causal: Any,
-    query_offset: Any,
-    window: Any,
-    kv_lengths: Any,
-    scale: Any,
-    softcap: Any,
-    sinks: Any,
-    layout: Any,
-    out: Any,
-    return_lse: Any,
-    num_threads: Any,
-    /,
+    tensors: tuple[Any, Any, Any, Any, Any], query_offset: Any, kv_lengths: Any, options: Options, /
 ) -> Any: ...
+def infer_shapes(
+    tensors: tuple[Any, Any, Any, Any, Any], query_offset: Any, kv_lengths: Any, options: Options, /
+) -> tuple[tuple[tuple[int, ...], str], tuple[tuple[int, ...], str]]: ...
 def attend_sequences(
     q: Any,
-    stores: list[tuple[Any, Any]],
-    sequences: Any,
-    runs: Any,
-    mask: Any,
-    mask_shape: tuple[int, int, int],
-    causal: Any,
-    window: Any,
-    scale: Any,
-    softcap: Any,
-    sinks: Any,
-    layout: Any,
-    out: Any,
-    return_lse: Any,
-    num_threads: Any,
+    stores: tuple[tuple[str, Any, str, Any], ...],
+    tables: tuple[Any, Any, tuple[int, int, int]],
+    options: Options,
     /,
 ) -> Any: ...
 def rotary(x: Any, cos: Any, sin: Any, positions: Any, interleaved: Any, layout: Any, num_threads: Any, /) -> Any: ...
 def merge_states(outs: tuple[Any, ...], lses: tuple[Any, ...], out: Any, lse: Any, num_threads: Any, /) -> None: ...
-def near(x: Any, others: tuple[Any, ...]) -> list[int]: ...
+def as_array(name: str, x: Any, /) -> Array: ...
+def sharing_memory(x: Array, others: tuple[Array | None, ...], /) -> list[int]: ...
 def available_isas() -> list[str]: ...
 def isa() -> str: ...
 def use_isa(name: str, /) -> None: ...

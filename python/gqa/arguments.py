@@ -64,11 +64,8 @@ def lengths_array(name: str, value: Any, shape: tuple[int, ...], keys: Any) -> A
 
 def output_target(
     out: Any, shape: tuple[int, ...], dtype: str, inputs: Iterable[tuple[str, Array]], like: str = "q"
-) -> Array | None:
-    """Where the extension may write a result for `out`: `out` itself, or None where it lies between bytes of an input.
-
-    Raises unless `out` can take a result of that shape and dtype without harm to the inputs, given by name.
-    """
+) -> Array:
+    """`out` itself; raises unless it can take a result of that shape and dtype without harm to the inputs, by name."""
     array = as_array("out", out)
     if dtype_name("out", array) != dtype:
         raise TypeError(f"out has dtype {array.dtype}, expected {dtype} as {like}")
@@ -79,16 +76,9 @@ def output_target(
     names, arrays = zip(*inputs)
     for i in sharing_memory(array, arrays):
         raise ValueError(f"out overlaps {names[i]} in memory")
-    return None if _core.near(array, arrays) else array  # too fine for the extension to tell
+    return array
 
 
 def sharing_memory(x: Array, others: tuple[Array | None, ...]) -> list[int]:
     """The numbers of those of `others` that share a byte with x, or may do so where that is too hard to tell."""
-    return [i for i in _core.near(x, others) if _share_memory(x, others[i])]
-
-
-def _share_memory(a: Array, b: Array | None) -> bool:
-    try:
-        return bool(np.shares_memory(a, b, max_work=100_000))  # type: ignore[arg-type]  # the stub knows two values
-    except np.exceptions.TooHardError:
-        return True
+    return _core.sharing_memory(x, others)

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from gqa import _core
-from gqa.arguments import Array, as_array, contiguous_channels, dtype_name, int_array, lengths_array, output_target
-from gqa.dtypes import name_of, require_float
+from gqa.arguments import Array
+from gqa.dtypes import name_of
+from gqa.options import Options
 from gqa.quantization import Quantized
-from gqa.shapes import (
-    AttentionShapes,
-    Shape,
-    attention_dtypes,
-    attention_shapes,
-    check_broadcast,
-    check_flag,
-    check_float,
-    check_int,
-    check_shape,
-    check_window,
-)
+from gqa.shapes import Shape, check_int
 
 
 def attention(
@@ -41,6 +29,7 @@ def attention(
     sinks: Array | None = None,
     layout: str = "bhsd",
     out: Array | None = None,
+    out_dtype: Any = None,
     return_lse: bool = False,
     num_threads: int | None = None,
 ) -> Any:
@@ -117,54 +106,13 @@ def attention(
     >>> gqa.attention(q, k, v, causal=True).shape
     (1, 8, 5, 64)
     """
-    # Plain arguments need no more than the extension's own checks; what it refuses is explained, or prepared, below.
-    try:
-        return _core.attention(
-            q, k, v, past_key, past_value, mask, causal, query_offset, window, kv_lengths, scale, softcap, sinks,
-            layout, out, return_lse, num_threads,
-        )  # fmt: skip
-    except (TypeError, ValueError):
-        pass
-
-    given = {"q": q, "k": k, "v": v, "past_key": past_key, "past_value": past_value}
-    tensors = {name: x for name, x in given.items() if x is not None or name == "q"}
-    arrays = {name: as_array(name, x.data if isinstance(x, Quantized) else x) for name, x in tensors.items()}
-    arrays |= {name: as_array(name, x) for name, x in (("mask", mask), ("sinks", sinks)) if x is not None}
-    dtypes = {name: dtype_name(name, x) for name, x in arrays.items()}
-    quantized = {name: x for name, x in tensors.items() if isinstance(x, Quantized)}
-    sizes, out_dtype, _ = _check(
-        {name: x.shape for name, x in arrays.items()}, dtypes | dict.fromkeys(quantized, "quantized"),
-        layout=layout, causal=causal, window=window, scale=scale, softcap=softcap, num_threads=num_threads,
-        return_lse=return_lse,
-    )  # fmt: skip
-
-    target = out
-    if out is not None:
-        inputs = arrays | {f"the scale of {name}": x.scale for name, x in quantized.items()}
-        target = output_target(out, sizes.out, out_dtype, inputs.items())
-    output, lse = _core.attention(
-        _batched(q, sizes), _batched(k, sizes), _batched(v, sizes),
-        _batched(past_key, sizes), _batched(past_value, sizes),
-        mask if mask is None or sizes.batched or mask.ndim < 3 else mask[None],
-        check_flag("causal", causal),
-        query_offset if query_offset is None else _offsets(query_offset, sizes),
-        check_window(window),
-        kv_lengths if kv_lengths is None else _lengths(kv_lengths, sizes),
-        scale if scale is None else check_float("scale", scale),
-        check_float("softcap", softcap, 0.0),
-        sinks if sinks is None else sinks.astype(np.float64),
-        layout,
-        target if target is None or sizes.batched else target[None],
-        True,
-        num_threads,
-    )  # fmt: skip
-    if not sizes.batched:
-        output, lse = output[0], lse[0]
-    if out is not None:
-        if target is None:
-            np.copyto(out, output)
-        output = out
-    return (output, lse) if check_flag("return_lse", return_lse) else output
+    options = tuple.__new__(  # Options(...), in a third of the time
+        Options, (layout, causal, window, scale, softcap, out_dtype, return_lse, num_threads, mask, sinks, out)
+    )
+    result: Array | tuple[Array, Array] = _core.attention(
+        (q, k, v, past_key, past_value), query_offset, kv_lengths, options
+    )
+    return result
 
 
 def infer_shapes(shapes: dict[str, Shape], dtypes: dict[str, Any], **options: Any) -> dict[str, tuple[Shape, str]]:
@@ -197,78 +145,35 @@ def infer_shapes(shapes: dict[str, Shape], dtypes: dict[str, Any], **options: An
     >>> gqa.infer_shapes(shapes, {"q": "float16", "k": "float32", "v": "float32"})
     {'out': ((2, 8, 1, 32), 'float16'), 'lse': ((2, 8, 1), 'float32')}
     """
-    shapes = {name: tuple(check_int(f"the shape of {name}", n, 0) for n in shape) for name, shape in shapes.items()}
-    names = {name: "quantized" if dtype is Quantized else name_of(dtype, name) for name, dtype in dtypes.items()}
-    for name in ("mask", "sinks"):
-        if (x := options.pop(name, None)) is not None:
-            shapes[name], names[name] = as_array(name, x).shape, dtype_name(name, x)
-    lengths, offset = options.pop("kv_lengths", None), options.pop("query_offset", None)
-    options.pop("out", None)
-    sizes, out_dtype, lse_dtype = _check(shapes, names, **options)
-    if lengths is not None:
-        _lengths(lengths, sizes)
-    if offset is not None:
-        _offsets(offset, sizes)
-    return {"out": (sizes.out, out_dtype), "lse": (sizes.lse, lse_dtype)}
+    tensors = {name: _described(name, shapes[name], dtypes) for name in shapes}
+    for name in tensors:
+        if name not in (*_TENSORS, *_ARRAYS):
+            raise TypeError(f"unknown argument {name!r}, expected one of {', '.join((*_TENSORS, *_ARRAYS))}")
+        if name in options:
+            raise TypeError(f"{name} is given both as a shape and as an option")
+    if "q" not in shapes:
+        raise TypeError("q is missing")
+    options |= {name: tensors[name] for name in _ARRAYS if name in tensors}
+    query_offset, kv_lengths = (options.pop(name, None) for name in ("query_offset", "kv_lengths"))
+    for name in options:
+        if name not in Options._fields:
+            raise TypeError(f"unknown option {name!r}, expected one of {', '.join(Options._fields)}")
+    q, k, v, past_key, past_value = (tensors.get(name) for name in _TENSORS)
+    out, lse = _core.infer_shapes((q, k, v, past_key, past_value), query_offset, kv_lengths, Options(**options))
+    return {"out": out, "lse": lse}
 
 
 _TENSORS = ("q", "k", "v", "past_key", "past_value")
-_INTEGERS = ("kv_lengths", "query_offset")
+_MOST = 2**62
+_ARRAYS = ("mask", "sinks", "out", "query_offset", "kv_lengths")
 
 
-def _check(
-    shapes: dict[str, Shape], dtypes: dict[str, str], *, layout: str = "bhsd", causal: Any = False, window: Any = None,
-    scale: Any = None, softcap: Any = 0.0, num_threads: Any = None, return_lse: Any = False,
-) -> tuple[AttentionShapes, str, str]:  # fmt: skip
-    """Check everything that needs no data; returns the sizes and the dtypes of out and lse."""
-    unknown = [name for name in shapes if name not in (*_TENSORS, *_INTEGERS, "mask", "sinks")]
-    if unknown or "q" not in shapes:
-        raise TypeError(f"unknown argument {unknown[0]!r}" if unknown else "q is missing")
-    if missing := [name for name in shapes if name not in dtypes]:
-        raise TypeError(f"{missing[0]} has a shape but no dtype")
-    tensors = [name for name in _TENSORS if name in shapes]
-    out_dtype, lse_dtype = attention_dtypes({name: dtypes[name] for name in tensors})
-    sizes = attention_shapes({name: shapes[name] for name in tensors}, layout=layout)
-    if "mask" in shapes:
-        if dtypes["mask"] != "bool":
-            require_float("mask", dtypes["mask"])
-        check_broadcast("mask", shapes["mask"], sizes.mask)
-    if "sinks" in shapes:
-        require_float("sinks", dtypes["sinks"])
-        check_shape("sinks", shapes["sinks"], (sizes.query_heads,))
-    for name in _INTEGERS:
-        if name in shapes:
-            if np.dtype(dtypes[name]).kind not in "iu":
-                raise TypeError(f"{name} has dtype {dtypes[name]}, expected integers")
-            if not (name == "query_offset" and shapes[name] == ()):
-                check_shape(name, shapes[name], (sizes.batch,) if sizes.batched else ())
-    check_flag("causal", causal)
-    check_flag("return_lse", return_lse)
-    check_window(window)
-    if scale is not None:
-        check_float("scale", scale)
-    check_float("softcap", softcap, 0.0)
-    if num_threads is not None:
-        check_int("num_threads", num_threads, 1)
-    return sizes, out_dtype, lse_dtype
-
-
-def _batched(x: Array | Quantized | None, sizes: AttentionShapes) -> Array | Quantized | None:
-    """`x` with a batch axis and a contiguous last axis, as the extension takes it."""
-    if x is None:
-        return None
-    x = Quantized(contiguous_channels(x.data), x.scale) if isinstance(x, Quantized) else contiguous_channels(x)
-    return x if sizes.batched else x[None]
-
-
-def _offsets(query_offset: Any, sizes: AttentionShapes) -> int | Array:
-    """One position for all, or one for each batch entry."""
-    if np.ndim(query_offset) == 0:
-        return check_int("query_offset", query_offset)
-    return int_array("query_offset", query_offset, (sizes.batch,) if sizes.batched else ())
-
-
-def _lengths(kv_lengths: Any, sizes: AttentionShapes) -> Array:
-    """The number of keys of each batch entry."""
-    shape = (sizes.batch,) if sizes.batched else ()
-    return np.atleast_1d(lengths_array("kv_lengths", kv_lengths, shape, sizes.keys))
+def _described(name: str, shape: Any, dtypes: dict[str, Any]) -> tuple[Shape, str]:
+    """A shape and the name of a dtype, which stand for a tensor that is not there."""
+    if name not in dtypes:
+        raise TypeError(f"{name} has a shape but no dtype")
+    dtype = "quantized" if dtypes[name] is Quantized else name_of(dtypes[name], name)
+    sizes = tuple(check_int(f"the shape of {name}", n, 0) for n in shape)
+    if any(n > _MOST for n in sizes):
+        raise ValueError(f"{name} has shape {sizes}, expected sizes of at most {_MOST}")
+    return sizes, dtype

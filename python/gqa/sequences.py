@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gqa import _core
-from gqa.arguments import Array, as_array, contiguous_channels, dtype_name, int_array, output_target
+from gqa.arguments import Array, as_array, dtype_name, int_array, sharing_memory
 from gqa.dtypes import require_float
+from gqa.options import Options
 from gqa.quantization import Quantized
-from gqa.shapes import check_flag, check_float, check_int, check_shape, check_window
 
 Tensor = npt.NDArray[Any] | Quantized
 Store = tuple[Tensor, Tensor]
@@ -28,47 +28,28 @@ RUN_COLUMNS = 4  # store, batch, token, count
 
 
 def attend_sequences(
-    q: Array, stores: list[Store], sequences: Table, runs: Table, *, out: Any, return_lse: Any, causal: Any,
-    window: Any, scale: Any, softcap: Any, sinks: Any, num_threads: Any, layout: str = "bshd", mask: Any = None,
+    q: Array, stores: list[Store], sequences: Table, runs: Table, options: Options, *,
     mask_shape: tuple[int, int, int] = (0, 0, 0), given: Sequence[Tensor | None] = (),
-) -> Any:  # fmt: skip
-    """Check the options, which are those of attention, and call the core: out, or (out, lse).
+) -> Array | tuple[Array, Array]:  # fmt: skip
+    """Call the core: out, or (out, lse).
 
-    q and out may be packed: (tokens, heads, channels), with lse (heads, tokens) and a layout of "bshd". `given`:
-    the tensors that were converted to those of the stores.
+    q and out may be packed: (tokens, heads, channels), with lse (heads, tokens) and a layout of "bshd". The last store
+    holds the new tokens, if there are any. `given`: what those were before they were converted to what is stored.
     """
-    packed = q.ndim == 3
-    q = q[None] if packed else q
-    if mask is not None:
-        as_array("mask", mask)
-    if sinks is not None:
-        require_float("sinks", dtype_name("sinks", as_array("sinks", sinks)))
-        check_shape("sinks", sinks.shape, (q.shape[1 if layout == "bhsd" else 2],))
-        sinks = sinks.astype(np.float64)
-    target = out
-    if out is not None:
-        shape = (*q.shape[:3], stores[0][1].shape[3])
-        tensors = arrays(*(x for tensors in (given, *stores) for x in tensors if x is not None))
-        inputs = [("q", q), *(("keys or values", x) for x in tensors)]
-        if mask is not None:
-            inputs.append(("mask", mask))
-        target = output_target(out, shape[1:] if packed else shape, q.dtype.name, inputs)
-    result = _core.attend_sequences(
-        contiguous_channels(q), stores, sequences, runs, mask, mask_shape, check_flag("causal", causal),
-        check_window(window), scale if scale is None else check_float("scale", scale),
-        check_float("softcap", softcap, 0.0), sinks, layout, target[None] if packed and target is not None else target,
-        check_flag("return_lse", return_lse),
-        num_threads if num_threads is None else check_int("num_threads", num_threads, 1),
-    )  # fmt: skip
-    output = result[0] if return_lse else result
-    output = output[0] if packed else output
-    if out is not None:
-        if target is None:
-            np.copyto(out, output)
-        output = out
-    if not return_lse:
-        return output
-    return output, result[1][0].T if packed else result[1]
+    if options.out is not None and any(x is not None for x in given):
+        taken = arrays(*(x for x in given if x is not None))
+        if sharing_memory(as_array("out", options.out), tuple(taken)):
+            raise ValueError("out overlaps k or v in memory")
+    named = tuple((_store_name("k", i, stores), k, _store_name("v", i, stores), v) for i, (k, v) in enumerate(stores))
+    result = _core.attend_sequences(q, named, (sequences, runs, mask_shape), options)
+    if q.ndim == 3 and isinstance(result, tuple):
+        return result[0], result[1].T
+    output: Array | tuple[Array, Array] = result
+    return output
+
+
+def _store_name(name: str, i: int, stores: list[Store]) -> str:
+    return name if i == len(stores) - 1 else f"the cached {name}"
 
 
 def table(rows: Sequence[tuple[int, ...]], columns: int) -> Table:
@@ -89,11 +70,6 @@ def check_tensors(k: Any, v: Any) -> None:
     for name, x in (("k", k), ("v", v)):
         if not isinstance(x, Quantized):
             require_float(name, dtype_name(name, as_array(name, x)))
-
-
-def contiguous(x: Tensor) -> Tensor:
-    """`x` with a contiguous last axis: itself if possible, a copy otherwise."""
-    return Quantized(contiguous_channels(x.data), x.scale) if isinstance(x, Quantized) else contiguous_channels(x)
 
 
 def arrays(*tensors: Tensor) -> list[Array]:

@@ -95,6 +95,4 @@ def merge_states(
     _core.merge_states(parts, sums, merged, merged_lse, num_threads)
     if out is None:
         return merged, merged_lse
-    if target is None:
-        out[...] = merged
     return out, merged_lse

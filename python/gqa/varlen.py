@@ -8,9 +8,10 @@ import numpy as np
 
 from gqa.arguments import Array, as_array, dtype_name, int_array, lengths_array
 from gqa.dtypes import require_float
+from gqa.options import Options
 from gqa.quantization import Quantized
-from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Table, attend_sequences, check_tensors, contiguous
-from gqa.shapes import attention_shapes, check_broadcast
+from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Table, attend_sequences, check_tensors
+from gqa.shapes import attention_shapes
 from gqa.signatures import SequenceOptions, Window
 
 if TYPE_CHECKING:
@@ -119,9 +120,6 @@ def varlen_attention(
         raise ValueError(f"cu_seqlens_k has shape {k_ends.shape}, expected {q_ends.shape} as cu_seqlens_q")
     queries, keys = np.diff(q_ends), np.diff(k_ends)
     mask_shape = count, int(queries.max(initial=0)), int(keys.max(initial=0))
-    if mask is not None and count == 0:
-        check_broadcast("mask", as_array("mask", mask).shape, (0, sizes.query_heads, 0, 0))
-        mask = None  # the rows of padding have none
     if kv_lengths is not None:
         keys = lengths_array("kv_lengths", kv_lengths, (count,), keys)
 
@@ -136,12 +134,11 @@ def varlen_attention(
     runs = np.zeros((count, RUN_COLUMNS), np.int64)
     runs[:, 2] = k_ends[:-1]
     runs[:, 3] = keys
-    result: Array | tuple[Array, Array] = attend_sequences(
-        q, [(contiguous(k)[None], contiguous(v)[None])], sequences, runs, mask=mask, mask_shape=mask_shape,
-        causal=causal, window=window, scale=scale, softcap=softcap, sinks=sinks, out=out, return_lse=return_lse,
-        num_threads=num_threads, given=(k, v),
+    options = Options(
+        layout="bshd", causal=causal, window=window, scale=scale, softcap=softcap, return_lse=return_lse,
+        num_threads=num_threads, mask=mask, sinks=sinks, out=out,
     )  # fmt: skip
-    return result
+    return attend_sequences(q, [(k, v)], sequences, runs, options, mask_shape=mask_shape)
 
 
 def _boundaries(name: str, value: Any, tokens: int) -> Table:

@@ -130,8 +130,8 @@ def test_out_over_an_input():
     for change, name in (
         ({"q": out[..., :4], "out": out}, "q"),
         ({"mask": out[0, 0, :, :1], "out": out}, "mask"),
-        ({"out": few["v"].view(np.float32).reshape(2, 4, 2, 6)}, "keys or values"),
-        ({"out": cache._slots.store[1].reshape(2, 4, 4, 6)[:, :, :2]}, "keys or values"),
+        ({"out": few["v"].view(np.float32).reshape(2, 4, 2, 6)}, "k or v"),
+        ({"out": cache._slots.store[1].reshape(2, 4, 4, 6)[:, :, :2]}, "the cached v"),
     ):
         assert_refused(cache, lambda cache, x=few | change: cache.attend(**x), ValueError, f"out overlaps {name}")
 

@@ -134,7 +134,7 @@ def test_out_over_an_input():
     few = STEP | {"v": ones(5, 2, 6, dtype=np.float64)}  # stored as float32: not the memory that is attended
     for change, name in (
         ({"q": out[..., :4], "out": out}, "q"),
-        ({"out": few["v"].view(np.float32).reshape(5, 4, 6)}, "keys or values"),
+        ({"out": few["v"].view(np.float32).reshape(5, 4, 6)}, "k or v"),
     ):
         assert_refused(filled(), lambda cache, x=few | change: cache.attend(**x), ValueError, f"out overlaps {name}")
 

@@ -9,6 +9,7 @@ from numpy.lib.stride_tricks import as_strided
 from compare import assert_same_bits
 from extension_call import GOOD, zeros
 from gqa import _core
+from gqa.options import Options
 
 Q, K, V = GOOD["q"], GOOD["k"], GOOD["v"]
 SEQUENCE = {
@@ -26,11 +27,11 @@ def table(rows, columns):
 def attend(**change):
     """One sequence of 3 queries over the 6 keys of one store, but for what is changed."""
     arguments = {
-        "q": Q, "stores": [(K, V)], "sequences": table([SEQUENCE], 10), "runs": table([RUN], 4), "mask": None,
-        "mask_shape": (2, 3, 6), "causal": False, "window": None, "scale": None, "softcap": 0.0, "sinks": None,
-        "layout": "bhsd", "out": zeros(2, 4, 3, 5), "return_lse": False, "num_threads": None,
+        "q": Q, "stores": (("k", K, "v", V),), "sequences": table([SEQUENCE], 10), "runs": table([RUN], 4),
+        "mask_shape": (2, 3, 6), "out": zeros(2, 4, 3, 5),
     } | change  # fmt: skip
-    return _core.attend_sequences(*arguments.values())
+    tables = tuple(arguments.pop(name) for name in ("sequences", "runs", "mask_shape"))
+    return _core.attend_sequences(arguments.pop("q"), arguments.pop("stores"), tables, Options(**arguments))
 
 
 def attend_sequence(change, **more):
@@ -64,7 +65,7 @@ def test_more_keys_than_can_be_counted():
     k = as_strided(np.zeros(1, np.float32), (1, 1, 2**60, 1), (0, 0, 0, 4), writeable=False)
     runs = table([{"store": 0, "batch": 0, "token": 0, "count": 2**60}] * 8, 4)
     with pytest.raises(ValueError, match="keys"):
-        attend_sequence({"runs": 8}, q=zeros(1, 1, 3, 1), stores=[(k, k)], runs=runs, out=None)
+        attend_sequence({"runs": 8}, q=zeros(1, 1, 3, 1), stores=(("k", k, "v", k),), runs=runs, out=None)
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -95,8 +96,10 @@ def test_offsets_of_any_size():
 @pytest.mark.parametrize(
     "change",
     [
-        {"stores": None}, {"stores": []}, {"stores": [K]}, {"stores": [(K,)]}, {"stores": [(K, Q)]},
-        {"stores": [(K, V), (K[:, :1], V[:, :1])]}, {"sequences": None}, {"sequences": zeros(1, 10)},
+        {"stores": None}, {"stores": ()}, {"stores": [("k", K, "v", V)]}, {"stores": (K,)}, {"stores": (("k", K),)},
+        {"stores": (("k", K, "v", Q),)}, {"stores": (("k", K, "v", V), ("k", K[:, :1], "v", V[:, :1]))},
+        {"stores": ((K, "k", V, "v"),)}, {"stores": (("k", None, "v", V),)}, {"sequences": None},
+        {"sequences": zeros(1, 10)},
         {"sequences": zeros(1, 9, dtype=int)}, {"sequences": zeros(10, 2, dtype=int).T}, {"runs": zeros(4, dtype=int)},
         {"sequences": zeros(10, 10, dtype=int)[:, ::-1]}, {"runs": zeros(4, 4, dtype=np.int32)}, {"mask_shape": None},
         {"mask_shape": (1, 2)}, {"q": None}, {"out": zeros(2, 4, 3, 6)}, {"mask": zeros(7)},

@@ -92,10 +92,39 @@ def test_it_refuses_nonsense(shapes, dtypes, error, message):
 
 
 def test_sizes_of_any_magnitude():
-    n = 2**62
-    shapes = {"q": (n, 8, n, 64), "k": (n, 2, 2 * n, 64), "v": (n, 2, 2 * n, 32)}
-    inferred = gqa.infer_shapes(shapes, dict.fromkeys("qkv", "float32"))
+    n, keys = 2**62, 2**60
+    shapes = {"q": (n, 8, n, 64), "k": (n, 2, keys, 64), "v": (n, 2, keys, 32)}
+    dtypes = dict.fromkeys("qkv", "float32")
+    inferred = gqa.infer_shapes(shapes, dtypes)
     assert inferred == {"out": ((n, 8, n, 32), "float32"), "lse": ((n, 8, n), "float32")}
+    for name, shape in (("k", (n, 2, keys + 1, 64)), ("q", (2 * n, 8, n, 64)), ("k", (n, 2, 10**30, 64))):
+        both = {"k": shape, "v": (*shape[:3], 32)} if name == "k" else {name: shape}
+        with pytest.raises(ValueError, match=f"{name} has .* at most"):
+            gqa.infer_shapes(shapes | both, dtypes)
+
+
+def test_an_output_and_its_dtype():
+    shapes = {"q": (2, 4, 3, 8), "k": (2, 2, 6, 8), "v": (2, 2, 6, 5)}
+    halves = dict.fromkeys("qkv", "float16")
+    for given in (np.empty((2, 4, 3, 5), np.float16), None):
+        assert gqa.infer_shapes(shapes, halves, out=given)["out"] == ((2, 4, 3, 5), "float16")
+    wide = gqa.infer_shapes(shapes | {"out": (2, 4, 3, 5)}, halves | {"out": "float32"}, out_dtype="float32")
+    assert wide["out"] == ((2, 4, 3, 5), "float32")
+    with pytest.raises(ValueError, match=r"out has shape \(2, 4, 3, 6\), expected \(2, 4, 3, 5\)"):
+        gqa.infer_shapes(shapes | {"out": (2, 4, 3, 6)}, halves | {"out": "float16"})
+    with pytest.raises(TypeError, match="out has dtype float32, expected float16 as q"):
+        gqa.infer_shapes(shapes | {"out": (2, 4, 3, 5)}, halves | {"out": "float32"})
+    for wrong in (3, [0.0], np.ma.zeros((2, 4, 3, 5), np.float16)):
+        with pytest.raises(TypeError, match="out is a"):
+            gqa.infer_shapes(shapes, halves, out=wrong)
+
+
+def test_unknown_options_are_refused_by_name():
+    with pytest.raises(TypeError, match="unknown option 'foo', expected one of layout, causal"):
+        gqa.infer_shapes(ONE, dict.fromkeys("qkv", "float32"), foo=1)
+    shapes = ONE | {"mask": (1, 1)}
+    with pytest.raises(TypeError, match="mask is given both as a shape and as an option"):
+        gqa.infer_shapes(shapes, dict.fromkeys(shapes, "float32"), mask=np.ones((1, 1), bool))
 
 
 def test_it_does_not_change_its_arguments():

@@ -202,7 +202,7 @@ def test_out_over_an_input_that_is_copied_first():
     """k with channels that are not contiguous is attended as a copy, but it is k that out must leave alone."""
     memory = np.ones((12, 16, 4), np.float32)
     k = memory.transpose(0, 2, 1)
-    with pytest.raises(ValueError, match="out overlaps keys or values"):
+    with pytest.raises(ValueError, match="out overlaps k in memory"):
         gqa.varlen_attention(np.ones((12, 4, 16), np.float32), k, k.copy(), [0, 12], [0, 12], out=k)
 
 
@@ -212,7 +212,7 @@ def test_out_between_the_inputs(rng):
     wanted = gqa.varlen_attention(q, k, v, [0, 12], [0, 12])
     assert gqa.varlen_attention(q, k, v, [0, 12], [0, 12], out=out) is out
     assert_same_bits(out, wanted)
-    for name, taken in (("q", q), ("keys or values", buffer[:, 5:9])):
+    for name, taken in (("q", q), ("k", buffer[:, 5:9])):
         with pytest.raises(ValueError, match=f"out overlaps {name}"):
             gqa.varlen_attention(q, k, v, [0, 12], [0, 12], out=taken)
 

@@ -3,9 +3,10 @@
 import numpy as np
 
 from gqa import _core
+from gqa.options import Options
 
-NAMES = ("q", "k", "v", "past_key", "past_value", "mask", "causal", "query_offset", "window", "kv_lengths", "scale",
-         "softcap", "sinks", "layout", "out", "return_lse", "num_threads")  # fmt: skip
+TENSORS = ("q", "k", "v", "past_key", "past_value")
+NAMES = (*TENSORS, "query_offset", "kv_lengths", *Options._fields)
 
 
 def zeros(*shape, dtype=np.float32):
@@ -13,12 +14,13 @@ def zeros(*shape, dtype=np.float32):
 
 
 GOOD = dict.fromkeys(NAMES) | {
-    "q": zeros(2, 4, 3, 8), "k": zeros(2, 2, 6, 8), "v": zeros(2, 2, 6, 5), "causal": False, "softcap": 0.0,
-    "layout": "bhsd", "return_lse": False,
-}  # fmt: skip
+    "q": zeros(2, 4, 3, 8), "k": zeros(2, 2, 6, 8), "v": zeros(2, 2, 6, 5),
+} | Options()._asdict()  # fmt: skip
 
 
 def attention(**change):
     arguments = GOOD | change
     assert len(arguments) == len(NAMES)
-    return _core.attention(*arguments.values())
+    options = Options(**{name: arguments[name] for name in Options._fields})
+    tensors = tuple(arguments[name] for name in TENSORS)
+    return _core.attention(tensors, arguments["query_offset"], arguments["kv_lengths"], options)

@@ -11,6 +11,7 @@ from gqa.arguments import Array
 from gqa.caches.slots import Slots
 from gqa.caches.storage import check_queries, storage_dtype, storage_sizes
 from gqa.dtypes import dtype_named
+from gqa.options import Options
 from gqa.sequences import Table, Tensor, attend_sequences, int_list
 from gqa.shapes import check_int, check_window, layout_axes
 from gqa.signatures import SequenceOptions, Window
@@ -230,10 +231,13 @@ class KVCache:
             ends = list(map(add, ends, counts))
         elif lengths is not None:
             raise ValueError("lengths is given without k and v, whose tokens it counts")
-        result: Array | tuple[Array, Array] = attend_sequences(
-            q, stores, *slots.tables(queries, counts, left), layout=slots.layout, mask=mask,
-            mask_shape=(batch, queries, max(ends, default=0)), causal=causal, window=(left, right), scale=scale,
-            softcap=softcap, sinks=sinks, out=out, return_lse=return_lse, num_threads=num_threads, given=(k, v),
+        options = Options(
+            layout=slots.layout, causal=causal, window=(left, right), scale=scale, softcap=softcap,
+            return_lse=return_lse, num_threads=num_threads, mask=mask, sinks=sinks, out=out,
+        )  # fmt: skip
+        result = attend_sequences(
+            q, stores, *slots.tables(queries, counts, left), options,
+            mask_shape=(batch, queries, max(ends, default=0)), given=(k, v),
         )  # fmt: skip
         if counts is not None:
             slots.write(new, counts)

@@ -10,6 +10,7 @@ import numpy as np
 from gqa.arguments import Array
 from gqa.caches.pages import PagedSequence, PagePool
 from gqa.caches.storage import as_stored, check_queries, storage_dtype, storage_sizes
+from gqa.options import Options
 from gqa.sequences import (
     Store,
     Table,
@@ -255,10 +256,13 @@ class PagedKVCache:
             stores.append(self._accept(k, v, sequences, queries))
             counts = queries
         most_keys = max((s.length + count for s, count in zip(sequences, counts)), default=0)
-        result: Array | tuple[Array, Array] = attend_sequences(
-            q, stores, *self._pool.tables(sequences, queries, counts), mask=mask,
-            mask_shape=(len(sequences), max(queries, default=0), most_keys), causal=causal, window=window, scale=scale,
-            softcap=softcap, sinks=sinks, out=out, return_lse=return_lse, num_threads=num_threads, given=(k, v),
+        options = Options(
+            layout="bshd", causal=causal, window=window, scale=scale, softcap=softcap, return_lse=return_lse,
+            num_threads=num_threads, mask=mask, sinks=sinks, out=out,
+        )  # fmt: skip
+        result = attend_sequences(
+            q, stores, *self._pool.tables(sequences, queries, counts), options,
+            mask_shape=(len(sequences), max(queries, default=0), most_keys), given=(k, v),
         )  # fmt: skip
         if len(stores) > 1:
             self._pool.append(sequences, stores[1], counts)

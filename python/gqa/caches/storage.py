@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from gqa.arguments import as_array, contiguous_channels, sharing_memory
+from gqa.arguments import as_array, sharing_memory
 from gqa.dtypes import FLOATS, dtype_named, name_of
 from gqa.quantization import Quantized, quantize_tensor
 from gqa.rules import check_group
-from gqa.sequences import Store, Tensor, arrays, contiguous
+from gqa.sequences import Store, Tensor, arrays
 from gqa.shapes import MOST_CHANNELS, Shape, check_int
 
 
@@ -44,7 +44,7 @@ def zeros(name: str, count: int, shape: Shape, dtype: str) -> Tensor:
 
 
 def as_stored(k: Tensor, v: Tensor, store: Store) -> Store:
-    """k and v as the store holds them: themselves if they are of its dtype and their last axes contiguous."""
+    """k and v as the store holds them: themselves if they are of its dtype."""
     written = tuple(arrays(*store))
     for x in arrays(k, v):
         if sharing_memory(x, written):
@@ -54,10 +54,10 @@ def as_stored(k: Tensor, v: Tensor, store: Store) -> Store:
 
 def _converted(name: str, x: Tensor, to: Tensor) -> Tensor:
     if isinstance(to, Quantized):
-        return contiguous(x if isinstance(x, Quantized) else quantize_tensor(name, x))
+        return x if isinstance(x, Quantized) else quantize_tensor(name, x)
     if isinstance(x, Quantized):
         x = x.dequantize()
-    return contiguous_channels(x if x.dtype is to.dtype else x.astype(to.dtype, copy=False))
+    return x if x.dtype is to.dtype else x.astype(to.dtype, copy=False)
 
 
 def copy_tokens(to: Store, source: Store, moves: Iterable[tuple[int, int, int, int, int]], layout: str) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from gqa import _core
-from gqa.arguments import Array, contiguous_channels
+from gqa.arguments import Array
 from gqa.onnx.group_query.attributes import GroupQueryAttributes
 from gqa.onnx.group_query.quantized_cache import Quantization
 from gqa.onnx.group_query.timeline import Place
 from gqa.onnx.scores import allowed_keys, masked, scores, soft_capped, softmax
+from gqa.options import Options
 from gqa.quantization import Quantized
 from gqa.rules import default_scale
 from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Tensor, attend_sequences, table
@@ -44,8 +45,8 @@ class CachedAttention(NamedTuple):
 
     def output(self) -> Array:
         """Attention (B, S, Hq, D), 0 in padding."""
-        keys: list[Tensor] = [contiguous_channels(k) for k in self.keys]
-        values: list[Tensor] = [contiguous_channels(v) for v in self.values]
+        keys: list[Tensor] = list(self.keys)
+        values: list[Tensor] = list(self.values)
         if self.formats is not None:
             keys = [_quantized(k, self.formats[0]) for k in self.keys]
             values = [_quantized(v, self.formats[1]) for v in self.values]
@@ -80,11 +81,8 @@ class CachedAttention(NamedTuple):
         window = self.attributes.window
         past_key, past_value = (keys[0], values[0]) if len(keys) == 2 else (None, None)
         lengths = np.zeros(len(self.q), np.int64) if window == 0 else self.lengths
-        out: Array = _core.attention(
-            contiguous_channels(self._queries()), keys[-1], values[-1], past_key, past_value, self.bias,
-            self.attributes.causal == 1, self.offset, (window - 1, None) if window else None, lengths, self._scale,
-            float(self.attributes.softcap), self.sinks, "bshd", None, False, self.num_threads,
-        )  # fmt: skip
+        tensors = (self._queries(), keys[-1], values[-1], past_key, past_value)
+        out: Array = _core.attention(tensors, self.offset, lengths, self._options)
         return out
 
     def _attended_in_parts(self, keys: list[Tensor], values: list[Tensor], parts: list[Part]) -> Array:
@@ -98,13 +96,20 @@ class CachedAttention(NamedTuple):
         ]
         runs = [(store, b, 0, count) for b, part in enumerate(parts) for store, count in enumerate(part.counts)]
         positions = 0 if self.bias is None else self.bias.shape[3]
-        out: Array = attend_sequences(
+        out = attend_sequences(
             self._queries(), list(zip(keys, values)), table(sequences, SEQUENCE_COLUMNS), table(runs, RUN_COLUMNS),
-            mask=self.bias, mask_shape=(batch, queries, positions), causal=self.attributes.causal == 1,
-            window=(window - 1, None) if window else None, scale=self._scale, softcap=self.attributes.softcap,
-            sinks=self.sinks, out=None, return_lse=False, num_threads=self.num_threads,
+            self._options, mask_shape=(batch, queries, positions),
         )  # fmt: skip
-        return out
+        return cast(Array, out)
+
+    @property
+    def _options(self) -> Options:
+        window = self.attributes.window
+        return Options(
+            layout="bshd", causal=self.attributes.causal == 1, window=(window - 1, None) if window else None,
+            scale=self._scale, softcap=self.attributes.softcap, num_threads=self.num_threads, mask=self.bias,
+            sinks=self.sinks,
+        )  # fmt: skip
 
     @property
     def _scale(self) -> float:
@@ -168,4 +173,4 @@ def over_sliding_cache(
 
 
 def _quantized(x: Array, form: Quantization) -> Quantized:
-    return Quantized(contiguous_channels(x), np.broadcast_to(form.row_scale, x.shape[:3]))
+    return Quantized(x, np.broadcast_to(form.row_scale, x.shape[:3]))

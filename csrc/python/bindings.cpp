@@ -1,0 +1,27 @@
+// bindings.cpp: the extension module gqa._core.
+#include "bindings.h"
+
+#include <pybind11/stl.h>
+
+#include "../dispatch.h"
+#include "../threads.h"
+
+namespace gqa {
+
+// init.cpp lets Python in.
+PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
+  m.doc() = "The native kernels of gqa.";
+  bind_attention(m);
+  bind_views(m);
+  bind_rotary(m);
+  bind_states(m);
+  m.def("available_isas", &available_isas);
+  m.def("isa", [] { return std::string(active_kernels().name); });
+  m.def("use_isa", &use_isa);
+  m.def("default_threads", &default_threads_now);
+  m.def("set_threads", &set_threads);
+  m.def("has_openmp", &has_openmp);
+  m.attr("__version__") = GQA_VERSION;
+}
+
+}  // namespace gqa

@@ -1,0 +1,172 @@
+#include "dlpack.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <string>
+
+#include "refusals.h"
+
+namespace gqa {
+namespace {
+
+// ---- the protocol's structures, version 1 ----
+
+enum Device : int32_t { cpu = 1, cuda_host = 3, rocm_host = 11 };
+enum Code : uint8_t { code_int, code_uint, code_float, code_handle, code_bfloat, code_complex, code_bool };
+
+struct DLTensor {
+  void* data;
+  int32_t device_type, device_id;
+  int32_t axes;
+  uint8_t code, bits;
+  uint16_t lanes;
+  int64_t *shape, *strides;  // in elements; strides null: C-contiguous
+  uint64_t byte_offset;
+};
+
+struct Managed {
+  DLTensor tensor;
+  void* context;
+  void (*deleter)(Managed*);
+};
+
+struct Versioned {
+  uint32_t major, minor;
+  void* context;
+  void (*deleter)(Versioned*);
+  uint64_t flags;
+  DLTensor tensor;
+};
+constexpr uint64_t flag_read_only = 1;
+
+// ---- reading them ----
+
+template <class M> void destroy(PyObject* capsule) {
+  M* const managed = static_cast<M*>(PyCapsule_GetPointer(capsule, nullptr));
+  if (managed->deleter) managed->deleter(managed);
+}
+
+// Takes the tensor out of a producer's capsule, which must not be used again; the object returned owns it.
+template <class M> M* take(PyObject* capsule, const char* name, const char* used, py::object& owner) {
+  M* const managed = static_cast<M*>(PyCapsule_GetPointer(capsule, name));
+  if (!managed) throw py::error_already_set();
+  owner = py::reinterpret_steal<py::object>(PyCapsule_New(managed, nullptr, nullptr));
+  if (!owner || PyCapsule_SetName(capsule, used) != 0 || PyCapsule_SetDestructor(owner.ptr(), &destroy<M>) != 0)
+    throw py::error_already_set();
+  return managed;
+}
+
+DType type_of(const DLTensor& t) {
+  if (t.lanes != 1) return DType::none;
+  switch (t.code) {
+    case code_float:
+      return t.bits == 32 ? DType::f32 : t.bits == 64 ? DType::f64 : t.bits == 16 ? DType::f16 : DType::none;
+    case code_bfloat: return t.bits == 16 ? DType::bf16 : DType::none;
+    case code_int: return t.bits == 8 ? DType::i8 : DType::none;
+    case code_bool: return t.bits == 8 ? DType::boolean : DType::none;
+    default: return DType::none;
+  }
+}
+
+void write_name(const DLTensor& t, char (&name)[24]) {
+  static constexpr const char* codes[] = {"int", "uint", "float", "handle", "bfloat", "complex", "bool"};
+  if (t.code >= std::size(codes)) std::snprintf(name, sizeof name, "DLPack type %d", t.code);
+  else if (t.lanes != 1) std::snprintf(name, sizeof name, "%s%dx%d", codes[t.code], t.bits, t.lanes);
+  else if (t.code == code_bool) std::snprintf(name, sizeof name, "bool");
+  else std::snprintf(name, sizeof name, "%s%d", codes[t.code], t.bits);
+}
+
+TensorView view_of(const DLTensor& t, bool writable) {
+  TensorView view;
+  view.data = static_cast<char*>(t.data) + t.byte_offset;
+  view.axes = t.axes;
+  view.type = type_of(t);
+  view.writable = writable;
+  const int axes = std::min(view.axes, most_axes);
+  std::copy_n(t.shape, axes, view.shape);
+  int64_t stride = t.bits / 8;
+  for (int i = axes - 1; i >= 0; i--) {
+    view.strides[i] = t.strides ? t.strides[i] * (t.bits / 8) : stride;
+    stride *= t.shape[i];
+  }
+  return view;
+}
+
+bool is_on_cpu(int64_t device) { return device == cpu || device == cuda_host || device == rocm_host; }
+
+[[noreturn]] void refuse_device(int64_t type, int64_t id, const char* name) {
+  static constexpr const char* names[] = {"", "cpu", "cuda", "cuda_host", "opencl", "", "", "vulkan", "metal"};
+  const bool known = type >= 0 && type < int64_t(std::size(names)) && *names[type];
+  refuse(Rule::device, name,
+         py::str((known ? names[type] : "DLPack device " + std::to_string(type)) + ":" + std::to_string(id)));
+}
+
+[[noreturn]] void refuse_exchange(const char* name, PyObject* object, const py::object& reason) {
+  refuse(Rule::exchange, name, py::make_tuple(py::reinterpret_borrow<py::object>(object), reason));
+}
+
+// What the object's own functions return; what they raise is the cause of a refusal.
+template <class F> py::object produced(PyObject* object, const char* name, const F& ask) {
+  py::object reason;
+  try {
+    return ask();
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_Exception)) throw;  // KeyboardInterrupt and the like
+    reason = error.value();
+  }
+  refuse_exchange(name, object, reason);
+}
+
+py::object call_dlpack(PyObject* object) {
+  const py::object method = py::reinterpret_steal<py::object>(PyObject_GetAttrString(object, "__dlpack__"));
+  if (!method) throw py::error_already_set();
+  try {
+    return method(py::arg("max_version") = py::make_tuple(1, 0));
+  } catch (py::error_already_set& error) {  // producers of before version 1 take no such argument
+    if (!error.matches(PyExc_TypeError)) throw;
+  }
+  return method();
+}
+
+}  // namespace
+
+bool is_exchangeable(PyObject* object) {
+  // Of its type, so that no object's __getattr__ is asked.
+  PyObject* const method = PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(object)), "__dlpack__");
+  if (!method) {
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw py::error_already_set();
+    PyErr_Clear();
+    return false;
+  }
+  Py_DECREF(method);
+  return true;
+}
+
+Exchanged exchange(PyObject* object, const char* name) {
+  int64_t device_type, device_id;
+  const py::object capsule = produced(object, name, [&] {
+    const py::tuple device = py::reinterpret_borrow<py::object>(object).attr("__dlpack_device__")();
+    device_type = py::int_(device[0]), device_id = py::int_(device[1]);
+    return is_on_cpu(device_type) ? call_dlpack(object) : py::none();
+  });
+  if (!is_on_cpu(device_type)) refuse_device(device_type, device_id, name);
+
+  Exchanged result;
+  const DLTensor* tensor;
+  bool writable = false;  // before version 1 nobody says
+  if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
+    const Versioned* managed =
+        take<Versioned>(capsule.ptr(), "dltensor_versioned", "used_dltensor_versioned", result.owner);
+    if (managed->major != 1) refuse_exchange(name, object, py::str("DLPack version " + std::to_string(managed->major)));
+    tensor = &managed->tensor;
+    writable = !(managed->flags & flag_read_only);
+  } else {
+    tensor = &take<Managed>(capsule.ptr(), "dltensor", "used_dltensor", result.owner)->tensor;
+  }
+  if (!is_on_cpu(tensor->device_type)) refuse_device(tensor->device_type, tensor->device_id, name);
+  result.view = view_of(*tensor, writable);
+  write_name(*tensor, result.type_name);
+  return result;
+}
+
+}  // namespace gqa

@@ -1,0 +1,29 @@
+// options.h: gqa.options.Options, a tuple, as Options.
+#pragma once
+
+#include "../options.h"
+#include "views.h"
+
+namespace gqa {
+
+// The names of the options, in the order in which gqa.options.Options holds them.
+py::tuple option_names();
+
+// The options of one call, and the objects behind them.
+class OptionReader {
+ public:
+  explicit OptionReader(PyObject* tuple);
+
+  // Numbers first: reading those may run Python code, which may change arrays.
+  void read_numbers();
+  void read_tensors(Views& views);
+
+  const Options& options() const { return options_; }
+  PyObject* out() const;  // None: a new array
+
+ private:
+  PyObject* const tuple_;
+  Options options_;
+};
+
+}  // namespace gqa

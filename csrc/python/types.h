@@ -1,0 +1,22 @@
+// types.h: what is looked up in other modules once.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace gqa {
+
+namespace py = pybind11;
+
+struct Types {
+  PyTypeObject* numpy_bool;    // numpy.bool_
+  PyTypeObject* masked_array;  // numpy.ma.MaskedArray
+  PyTypeObject* quantized;     // gqa.Quantized
+  py::object as_array;         // numpy.asarray
+};
+
+const Types& types();
+
+// ml_dtypes' bfloat16; ModuleNotFoundError, which says what to install, where it is not there.
+py::object bfloat16_dtype();
+
+}  // namespace gqa

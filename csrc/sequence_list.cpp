@@ -1,0 +1,70 @@
+#include "sequence_list.h"
+
+#include <algorithm>
+#include <new>
+
+namespace gqa {
+
+void SequenceList::set_bounds(int64_t batch, int64_t queries, const std::vector<StoreShape>& stores,
+                              const MaskShape* mask) {
+  batch_ = batch, queries_ = queries;
+  stores_ = &stores;
+  has_mask_ = mask != nullptr;
+  if (mask) mask_ = *mask;
+}
+
+void SequenceList::reserve(int64_t sequences, int64_t runs) {
+  if (size_t(sequences) > sequences_.max_size() || size_t(runs) > runs_.max_size()) throw std::bad_alloc();
+  sequences_.reserve(size_t(sequences));
+  runs_.reserve(size_t(runs));
+}
+
+bool SequenceList::add_run(int64_t store, int64_t batch, int64_t token, int64_t count) {
+  if (count == 0) return true;
+  const int64_t index = int64_t(runs_.size());
+  if (store < 0 || store >= int64_t(stores_->size())) return refuse(Rule::store, index, store);
+  const StoreShape& shape = (*stores_)[size_t(store)];
+  if (count < 0 || batch < 0 || batch >= shape.batch || token < 0 || token > shape.tokens - count)
+    return refuse(Rule::run, index);
+  if (count > most_tokens - run_keys_) return refuse(Rule::keys, int64_t(sequences_.size()), most_tokens, most_tokens);
+  runs_.push_back({run_keys_, count, store, batch, token});
+  run_keys_ += count;
+  return true;
+}
+
+bool SequenceList::add_sequence(const Sequence& s) {
+  const int64_t index = int64_t(sequences_.size());
+  if (s.batch < 0 || s.batch >= batch_ || s.token < 0 || s.queries < 0 || s.padding < 0 || s.token > queries_ ||
+      s.queries > queries_ - s.token || s.padding > queries_ - s.token - s.queries)
+    return refuse(Rule::sequence, index);
+  if (s.keys < 0 || s.keys > run_keys_) return refuse(Rule::keys, index, s.keys, run_keys_);
+  if (s.origin < 0 || s.origin > most_tokens - s.keys)
+    return refuse(Rule::origin, index, s.origin, most_tokens - s.keys);
+  if (has_mask_ && s.queries > 0 &&
+      (s.mask_batch < 0 || s.mask_batch >= mask_.batch || s.queries > mask_.queries || s.mask_key < 0 ||
+       s.mask_key > mask_.keys || s.keys > mask_.keys - s.mask_key))
+    return refuse(Rule::masked_sequence, index);
+  sequences_.push_back(s);
+  sequences_.back().offset = std::clamp(s.offset, -unbounded / 2, unbounded / 2);
+  sequences_.back().run_count = int64_t(runs_.size()) - run_begin_;
+  run_begin_ = int64_t(runs_.size());
+  run_keys_ = 0;
+  return true;
+}
+
+const std::vector<Sequence>& SequenceList::finish() {
+  const Run* runs = runs_.data();
+  for (Sequence& sequence : sequences_) {
+    sequence.runs = runs;
+    runs += sequence.run_count;
+  }
+  return sequences_;
+}
+
+bool SequenceList::refuse(Rule rule, int64_t index, int64_t number, int64_t expected) {
+  refusal_.rule = rule;
+  refusal_.index = index, refusal_.number = number, refusal_.expected = expected;
+  return false;
+}
+
+}  // namespace gqa
