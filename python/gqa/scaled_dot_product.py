@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from gqa import _core
 from gqa.arguments import Array
@@ -10,8 +10,27 @@ from gqa.dtypes import name_of
 from gqa.options import Options
 from gqa.quantization import Quantized
 from gqa.shapes import Shape, check_int
+from gqa.signatures import AttentionOptions, Window
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
+@overload
+def attention(
+    q: Array, k: Array | Quantized | None = ..., v: Array | Quantized | None = ..., *,
+    return_lse: Literal[False] = ..., **options: Unpack[AttentionOptions],
+) -> Array: ...  # fmt: skip
+@overload
+def attention(
+    q: Array, k: Array | Quantized | None = ..., v: Array | Quantized | None = ..., *,
+    return_lse: Literal[True], **options: Unpack[AttentionOptions],
+) -> tuple[Array, Array]: ...  # fmt: skip
+@overload
+def attention(
+    q: Array, k: Array | Quantized | None = ..., v: Array | Quantized | None = ..., *,
+    return_lse: bool = ..., **options: Unpack[AttentionOptions],
+) -> Array | tuple[Array, Array]: ...  # fmt: skip
 def attention(
     q: Array,
     k: Array | Quantized | None = None,
@@ -22,7 +41,7 @@ def attention(
     mask: Array | None = None,
     causal: bool = False,
     query_offset: Any = None,
-    window: tuple[int | None, int | None] | None = None,
+    window: Window | None = None,
     kv_lengths: Any = None,
     scale: float | None = None,
     softcap: float = 0.0,
@@ -32,7 +51,7 @@ def attention(
     out_dtype: Any = None,
     return_lse: bool = False,
     num_threads: int | None = None,
-) -> Any:
+) -> Array | tuple[Array, Array]:
     """Attention: softmax(scale * q @ k.T + mask) @ v, with grouped key/value heads.
 
     Query head h attends with key/value head h // (Hq // Hkv); keys and values are never repeated, concatenated or

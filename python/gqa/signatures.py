@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from gqa.arguments import Array
+from gqa.quantization import Quantized
 
 Window = tuple[int | None, int | None] | list[int | None]
 
@@ -20,3 +21,14 @@ class SequenceOptions(TypedDict, total=False):
     sinks: Array | None
     out: Array | None
     num_threads: int | None
+
+
+class AttentionOptions(SequenceOptions, total=False):
+    """Options of attention over whole arrays."""
+
+    past_key: Array | Quantized | None
+    past_value: Array | Quantized | None
+    query_offset: Any
+    kv_lengths: Any
+    layout: str
+    out_dtype: Any

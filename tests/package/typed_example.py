@@ -18,6 +18,14 @@ Array = npt.NDArray[Any]
 Pair = tuple[Array, Array]
 
 
+def whole(q: Array, k: Array, v: Array, with_lse: bool) -> None:
+    assert_type(gqa.attention(q, k, v), Array)
+    assert_type(gqa.attention(q, gqa.quantize(k), v, causal=True, window=[3, 0], layout="bshd"), Array)
+    assert_type(gqa.attention(q, past_key=k, past_value=v, kv_lengths=[3], query_offset=2, return_lse=True), Pair)
+    assert_type(gqa.attention(q, k, v, mask=q > 0, sinks=None, return_lse=with_lse), Array | Pair)
+    assert_type(gqa.attention(q, k, v, out=np.empty_like(q), scale=0.1, softcap=30, num_threads=2), Array)
+
+
 def packed(q: Array, k: Array, v: Array, with_lse: bool) -> None:
     starts = [0, 3, 7]
     assert_type(gqa.varlen_attention(q, k, v, starts, starts), Array)
@@ -61,7 +69,7 @@ def paged(q: Array, k: Array, v: Array, with_lse: bool) -> None:
 
 
 def pieces(outs: list[Array], lses: list[Array], x: Array) -> None:
-    assert_type(gqa.merge_states(outs, lses), Pair)
+    assert_type(gqa.merge_states(outs, tuple(lses), out=x, dtype="float32", num_threads=2), Pair)
     cos, sin = gqa.rotary_tables(4096, 128, base=500000.0, scaling={"rope_type": "linear", "factor": 2.0})
     assert_type(gqa.rotary(x, cos, sin, positions=7, layout="bshd"), Array)
     quantized = gqa.quantize(x)
