@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "../dispatch.h"
+#include "../plan.h"
 #include "../threads.h"
 
 namespace gqa {
@@ -21,6 +22,7 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
   m.def("default_threads", &default_threads_now);
   m.def("set_threads", &set_threads);
   m.def("has_openmp", &has_openmp);
+  m.attr("SPLIT_KEYS") = many_rows_split_keys;
   m.attr("__version__") = GQA_VERSION;
 }
 

@@ -6,6 +6,7 @@
 
 #include "../elements.h"
 #include "../threads.h"
+#include "dlpack.h"
 #include "refusals.h"
 #include "types.h"
 
@@ -95,7 +96,9 @@ int read_threads(PyObject* object, const char* name) {
 
 IntegerList::IntegerList(PyObject* object, const char* name) {
   if (object == Py_None) return;
-  if (PyUnicode_Check(object) || PyBytes_Check(object) || !PySequence_Check(object)) {
+  const bool one =
+      PyUnicode_Check(object) || PyBytes_Check(object) || !(PySequence_Check(object) || is_exchangeable(object));
+  if (one) {
     shape_.axes = 0;
     values_.push_back(read_integer(object, name));
   } else if (!read_plain_list(object)) {

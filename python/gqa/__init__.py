@@ -1,11 +1,15 @@
 """Grouped-query attention for NumPy at native speed.
 
 What `dir(gqa)` lists is public, and so are the modules `gqa.nn` and `gqa.onnx`; every other module is gqa's own.
+
+`SPLIT_KEYS` is the number of keys at whose multiples shards, and other pieces of a sequence's keys, should meet: there
+attention is cut and merged anyway, so that such pieces can be put together to the bits of the whole.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gqa._core import SPLIT_KEYS
 from gqa.caches.kv import KVCache
 from gqa.caches.paged import PagedKVCache
 from gqa.quantization import Quantized, quantize
@@ -24,6 +28,7 @@ del read_environment
 
 __version__ = info()["version"]
 __all__ = [
+    "SPLIT_KEYS",
     "KVCache",
     "PagedKVCache",
     "Quantized",

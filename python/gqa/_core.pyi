@@ -6,6 +6,7 @@ from gqa.options import Options
 __version__: str
 OPTIONS: tuple[str, ...]
 RULES: tuple[str, ...]
+SPLIT_KEYS: int
 
 # (q, k, v, past_key, past_value), query_offset, kv_lengths
 def attention(

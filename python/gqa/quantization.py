@@ -18,7 +18,9 @@ LEAST_SCALE, MOST_SCALE = np.finfo(np.float32).tiny, np.finfo(np.float32).max
 class Quantized:
     """An int8 array with one float32 scale for each of its rows: x ~ data * scale[..., None].
 
-    Accepted wherever attention takes k, v, past_key or past_value; the kernel reads the int8 data in place.
+    Accepted wherever attention takes k, v, past_key or past_value; the kernel reads the int8 data in place. Where there
+    are 512 keys or more and logits are so small that it does not show, queries are rounded to 16 bits: the result
+    stays within 2e-5 (of values of about 1) of attention over the dequantised arrays.
 
     Attributes
     ----------

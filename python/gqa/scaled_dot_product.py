@@ -111,10 +111,16 @@ def attention(
 
     Notes
     -----
-    Computes in float64 if any of q, k, v and the past is float64, else in float32 with one rounding at the end. The
-    result is the same to the last bit for any number of threads and any other sequences in the batch. Without the
-    batch axis (all arrays with three axes) kv_lengths and query_offset are ints. The online softmax over blocks of
-    keys is that of Dao et al. 2022, arXiv:2205.14135; grouped heads are from Ainslie et al. 2023, arXiv:2305.13245.
+    Computes in float64 if any of q, k, v and the past is float64, else in float32 with one rounding at the end. Without
+    the batch axis (all arrays with three axes) kv_lengths and query_offset are ints.
+
+    The bits of a sequence's result follow from the sequence alone: not from the number of threads, the rest of the
+    batch, padding, strides, or whether an array, a ring or pages hold its keys, for any number of keys. Nor do they
+    follow from the chunks that a prompt comes in, if each has 64 rows (queries times Hq / Hkv) or more; fewer rows take
+    another loop. Another instruction set, compiler or version of gqa may give other bits.
+
+    The online softmax over blocks of keys is that of Dao et al. 2022, arXiv:2205.14135; grouped heads are from Ainslie
+    et al. 2023, arXiv:2305.13245.
 
     Examples
     --------

@@ -71,3 +71,25 @@ def test_chunks_of_a_prompt(isa, window):
             end = start + size
             chunk = gqa.attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], causal=True, window=window)
             assert_same_bits(chunk, whole[:, :, start:end].copy())
+
+
+@pytest.mark.parametrize("queries", QUERIES)
+def test_pieces_meet_at_multiples_of_split_keys(isa, tokens, queries):
+    """A piece listed by itself, at its own place among all keys, has the bits it has within the whole sequence."""
+    q, k, v = tokens
+    begin, end = 2 * gqa.SPLIT_KEYS, 3 * gqa.SPLIT_KEYS
+    rows = q[:, :, :queries]
+    ring = gqa.KVCache(1, 1, gqa.SPLIT_KEYS, 16, window=gqa.SPLIT_KEYS)
+    ring.append(k[:, :, :end], v[:, :, :end])
+    piece = ring.attend(rows, causal=False, window=(None, None), return_lse=True) if queries == 1 else None
+    window = {"mask": np.arange(end) >= begin}
+    within = gqa.attention(rows, k[:, :, :end], v[:, :, :end], **window, return_lse=True)
+    alone = gqa.attention(rows, k[:, :, begin:end], v[:, :, begin:end], return_lse=True)
+    assert_same(alone, within)
+    if piece is not None:
+        assert_same(piece, within)
+    halves = [gqa.attention(rows, k[:, :, a:b], v[:, :, a:b], return_lse=True) for a, b in ((0, begin), (begin, end))]
+    merged, lse = gqa.merge_states(*zip(*halves, strict=True))
+    whole, whole_lse = gqa.attention(rows, k[:, :, :end], v[:, :, :end], return_lse=True)
+    np.testing.assert_allclose(merged, whole, atol=1e-6)
+    np.testing.assert_allclose(lse, whole_lse, rtol=1e-6)
