@@ -69,7 +69,9 @@ DType type_of(const DLTensor& t) {
 }
 
 void write_name(const DLTensor& t, char (&name)[24]) {
-  static constexpr const char* codes[] = {"int", "uint", "float", "handle", "bfloat", "complex", "bool"};
+  static constexpr const char* codes[] = {"int",   "uint",  "float", "handle", "bfloat", "complex",
+                                          "bool",  "float", "float", "float",  "float",  "float",
+                                          "float", "float", "float", "float",  "float",  "float"};
   if (t.code >= std::size(codes)) std::snprintf(name, sizeof name, "DLPack type %d", t.code);
   else if (t.lanes != 1) std::snprintf(name, sizeof name, "%s%dx%d", codes[t.code], t.bits, t.lanes);
   else if (t.code == code_bool) std::snprintf(name, sizeof name, "bool");
@@ -113,8 +115,16 @@ template <class F> py::object produced(PyObject* object, const char* name, const
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_Exception)) throw;  // KeyboardInterrupt and the like
     reason = error.value();
+  } catch (const py::builtin_exception& error) {
+    reason = py::str(error.what());
   }
   refuse_exchange(name, object, reason);
+}
+
+bool is_negated(PyObject* object) {
+  const py::object type = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(Py_TYPE(object)));
+  const py::object method = py::getattr(type, "is_neg", py::none());
+  return !method.is_none() && method(py::handle(object)).cast<bool>();
 }
 
 py::object call_dlpack(PyObject* object) {
@@ -147,7 +157,10 @@ Exchanged exchange(PyObject* object, const char* name) {
   const py::object capsule = produced(object, name, [&] {
     const py::tuple device = py::reinterpret_borrow<py::object>(object).attr("__dlpack_device__")();
     device_type = py::int_(device[0]), device_id = py::int_(device[1]);
-    return is_on_cpu(device_type) ? call_dlpack(object) : py::none();
+    if (!is_on_cpu(device_type)) return py::object(py::none());
+    if (is_negated(object))  // PyTorch hands out the numbers that are in memory
+      throw py::value_error("it stands for the negative of what is in its memory, use tensor.resolve_neg()");
+    return call_dlpack(object);
   });
   if (!is_on_cpu(device_type)) refuse_device(device_type, device_id, name);
 
@@ -165,6 +178,8 @@ Exchanged exchange(PyObject* object, const char* name) {
   }
   if (!is_on_cpu(tensor->device_type)) refuse_device(tensor->device_type, tensor->device_id, name);
   result.view = view_of(*tensor, writable);
+  if (!tensor->data && result.view.has_elements())
+    refuse_exchange(name, object, py::str("it has no memory, as tensors that stand for others do not"));
   write_name(*tensor, result.type_name);
   return result;
 }

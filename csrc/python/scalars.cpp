@@ -67,10 +67,10 @@ int64_t read_integer(PyObject* object, const char* name) {
 
 double read_real(PyObject* object, const char* name) {
   if (PyFloat_Check(object)) return PyFloat_AS_DOUBLE(object);
+  const PyNumberMethods* const methods = Py_TYPE(object)->tp_as_number;
   const bool number = PyLong_Check(object)
                           ? !PyBool_Check(object)
-                          : PyObject_HasAttrString(reinterpret_cast<PyObject*>(Py_TYPE(object)), "__float__") &&
-                                Py_TYPE(object) != types().numpy_bool && !has_axes(object);
+                          : methods && methods->nb_float && Py_TYPE(object) != types().numpy_bool && !has_axes(object);
   if (!number) refuse(Rule::real, name, borrowed(object));
   const double value = PyFloat_AsDouble(object);
   if (value == -1 && PyErr_Occurred()) {

@@ -15,10 +15,8 @@ Array = npt.NDArray[Any]
 
 
 def as_array(name: str, x: Any) -> Array:
-    """`x` itself; TypeError unless it is a NumPy array."""
-    if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a {type(x).__name__}, expected a NumPy array")
-    return x
+    """`x` itself if it is a NumPy array, or a view of a tensor with ``__dlpack__``; TypeError for anything else."""
+    return x if type(x) is np.ndarray else _core.as_array(name, x)
 
 
 def dtype_name(name: str, x: Array) -> str:

@@ -41,6 +41,8 @@ class Quantized:
 
     def __post_init__(self) -> None:
         data, scale = as_array("data", self.data), as_array("scale", self.scale)
+        object.__setattr__(self, "data", data)  # NumPy's view of a tensor of another library
+        object.__setattr__(self, "scale", scale)
         if data.dtype != np.int8 or scale.dtype != np.float32:
             raise TypeError(f"Quantized has data of {data.dtype} and scale of {scale.dtype}, expected int8 and float32")
         if data.ndim == 0 or scale.shape != data.shape[:-1]:

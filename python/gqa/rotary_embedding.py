@@ -74,9 +74,9 @@ def rotary(
     >>> np.array_equal(gqa.rotary(x, cos, sin)[0, 0, 0], x[0, 0, 0])  # position 0 turns nothing
     True
     """
-    dtypes = {name: dtype_name(name, as_array(name, array)) for name, array in (("x", x), ("cos", cos), ("sin", sin))}
-    for name, dtype in dtypes.items():
-        require_float(name, dtype)
+    x, cos, sin = as_array("x", x), as_array("cos", cos), as_array("sin", sin)
+    for name, array in (("x", x), ("cos", cos), ("sin", sin)):
+        require_float(name, dtype_name(name, array))
     expected = ", ".join(layout_axes(layout))
     if x.ndim not in (3, 4):
         raise ValueError(f"x has shape {x.shape}, expected ({expected}), or three axes without the batch")

@@ -63,13 +63,19 @@ def int_list(name: str, value: Any, count: int) -> list[int]:
     return integers
 
 
-def check_tensors(k: Any, v: Any) -> None:
-    """Raise unless k and v are both there and arrays of floats, or quantised."""
+def check_tensors(k: Any, v: Any) -> tuple[Tensor, Tensor]:
+    """k and v as arrays of floats, or quantised; raises unless both are there."""
     if k is None or v is None:
         raise ValueError("k is given without v" if v is None else "v is given without k")
-    for name, x in (("k", k), ("v", v)):
-        if not isinstance(x, Quantized):
-            require_float(name, dtype_name(name, as_array(name, x)))
+    return _checked("k", k), _checked("v", v)
+
+
+def _checked(name: str, x: Any) -> Tensor:
+    if isinstance(x, Quantized):
+        return x
+    array = as_array(name, x)
+    require_float(name, dtype_name(name, array))
+    return array
 
 
 def arrays(*tensors: Tensor) -> list[Array]:

@@ -107,8 +107,9 @@ def varlen_attention(
     >>> bool((out[3:] == gqa.varlen_attention(q[3:], k[3:], v[3:], [0, 2], [0, 2], causal=True)).all())
     True
     """
-    require_float("q", dtype_name("q", as_array("q", q)))
-    check_tensors(k, v)
+    q = as_array("q", q)
+    require_float("q", dtype_name("q", q))
+    k, v = check_tensors(k, v)
     if q.ndim != 3:
         raise ValueError(f"q has shape {q.shape}, expected (tokens, heads, head_dim)")
     sizes = attention_shapes({"q": q.shape, "k": k.shape, "v": v.shape}, layout="bshd")

@@ -216,7 +216,7 @@ class KVCache:
             dropped. Nothing is written then.
         """
         slots = self._slots
-        check_queries(q, slots.axes, slots.kv_heads, slots.head_dims[0])
+        q = check_queries(q, slots.axes, slots.kv_heads, slots.head_dims[0])
         batch, queries = len(q), q.shape[slots.token_axis]
         if batch != len(slots.lengths):
             raise ValueError(f"q has batch {batch}, expected {len(slots.lengths)} as the cache")

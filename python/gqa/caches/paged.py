@@ -248,7 +248,7 @@ class PagedKVCache:
         """
         sequences = self._find(ids)
         queries = _counts("q_lengths", q_lengths, sequences)
-        check_queries(q, ("tokens", "heads", "head_dim"), self._kv_heads, self._head_dims[0])
+        q = check_queries(q, ("tokens", "heads", "head_dim"), self._kv_heads, self._head_dims[0])
         if len(q) != sum(queries):
             raise ValueError(f"q has {len(q)} tokens, expected {sum(queries)}, which q_lengths {queries} make")
         stores, counts = [self._pool.store], [0] * len(sequences)
@@ -290,7 +290,7 @@ class PagedKVCache:
 
     def _accept(self, k: Any, v: Any, sequences: list[PagedSequence], counts: list[int]) -> Store:
         """Check new tokens, and that there are pages for them; returns them as the pool stores them."""
-        check_tensors(k, v)
+        k, v = check_tensors(k, v)
         for name, x, head_dim in zip("kv", (k, v), self._head_dims):
             check_shape(name, x.shape, (sum(counts), self._kv_heads, head_dim))
         needed = self._pool.needed(sequences, counts)

@@ -54,7 +54,7 @@ class Slots:
     def accept(self, k: Any, v: Any, lengths: Any) -> tuple[Store, list[int]]:
         """Check new tokens; returns them in the form in which they are stored, and how many each sequence takes."""
         if not (self._holds(k) and self._holds(v)):
-            check_tensors(k, v)
+            k, v = check_tensors(k, v)
         if len(k.shape) != 4:
             raise ValueError(f"k has shape {k.shape}, expected ({', '.join(self.axes)})")
         batch, tokens = len(self.lengths), k.shape[self.token_axis]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gqa.arguments import as_array, sharing_memory
+from gqa.arguments import Array, as_array, sharing_memory
 from gqa.dtypes import FLOATS, dtype_named, name_of
 from gqa.quantization import Quantized, quantize_tensor
 from gqa.rules import check_group
@@ -72,10 +72,12 @@ def copy_tokens(to: Store, source: Store, moves: Iterable[tuple[int, int, int, i
             x[here] = y[there]
 
 
-def check_queries(q: Any, axes: tuple[str, ...], kv_heads: int, head_dim: int) -> None:
-    """Raise unless `q` is an array with those axes that can attend to keys of that size."""
-    if as_array("q", q).ndim != len(axes):
-        raise ValueError(f"q has shape {q.shape}, expected ({', '.join(axes)})")
-    check_group("the cache", kv_heads, "q", q.shape[axes.index("heads")])
-    if q.shape[-1] != head_dim:
-        raise ValueError(f"q has head_dim {q.shape[-1]}, expected {head_dim} as the cache")
+def check_queries(q: Any, axes: tuple[str, ...], kv_heads: int, head_dim: int) -> Array:
+    """`q` as an array; raises unless it has those axes and can attend to keys of that size."""
+    array = as_array("q", q)
+    if array.ndim != len(axes):
+        raise ValueError(f"q has shape {array.shape}, expected ({', '.join(axes)})")
+    check_group("the cache", kv_heads, "q", array.shape[axes.index("heads")])
+    if array.shape[-1] != head_dim:
+        raise ValueError(f"q has head_dim {array.shape[-1]}, expected {head_dim} as the cache")
+    return array
