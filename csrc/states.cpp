@@ -39,8 +39,8 @@ class Merger {
   };
 
   // places, terms: scratch, one for each part.
-  Merger(const StateMerge& m, Place* places, WeightedRow* terms)
-      : m_(m), add_(active_kernels().add_weighted), places_(places), terms_(terms) {}
+  Merger(const StateMerge& m, const Kernels& kernels, Place* places, WeightedRow* terms)
+      : m_(m), kernels_(kernels), places_(places), terms_(terms) {}
 
   void run(int64_t begin, int64_t end) {
     const int last = m_.axes - 1;
@@ -105,11 +105,11 @@ class Merger {
     }
     write(lse_, m_.lse_type, top + std::log(sum.divisor));
     if (sum.count == 0) sum.divisor = 1;
-    add_(sum);
+    kernels_.add_weighted(sum);
   }
 
   const StateMerge& m_;
-  void (*const add_)(const WeightedSum&);
+  const Kernels& kernels_;
   Place* const places_;
   WeightedRow* const terms_;
   char *out_ = nullptr, *lse_ = nullptr;
@@ -130,6 +130,7 @@ void merge(const StateMerge& m) {
 
   std::vector<Merger::Place> places(size_t(threads * m.part_count));
   std::vector<WeightedRow> terms(size_t(threads * m.part_count));
+  const Kernels& kernels = active_kernels();  // the same for all rows, whatever is chosen meanwhile
   const int64_t pieces = threads > 1 ? std::min<int64_t>(4 * threads, rows) : 1;
 #if defined(_OPENMP)
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
@@ -140,8 +141,8 @@ void merge(const StateMerge& m) {
 #else
     const int64_t thread = 0;
 #endif
-    Merger(m, &places[size_t(thread * m.part_count)], &terms[size_t(thread * m.part_count)])
-        .run(rows * i / pieces, rows * (i + 1) / pieces);
+    const size_t scratch = size_t(thread * m.part_count);
+    Merger(m, kernels, &places[scratch], &terms[scratch]).run(rows * i / pieces, rows * (i + 1) / pieces);
   }
 }
 

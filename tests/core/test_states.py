@@ -64,12 +64,12 @@ def test_float32_parts_of_half_precision_are_rounded_once(rng, isa, narrow):
     """As the truth rounded, but for what a float32 sum leaves undecided; of rounded parts many elements differ."""
     q, k, v = (normal(rng, 2, n, t, 64, dtype=narrow) for n, t in ((8, 16), (2, 800), (2, 800)))
     truth = oracle.attention(q, k, v)[0]
-    wide = parts_of(*(x.astype(np.float32) for x in (q, k, v)), range(100, 800, 100))  # as unrounded
+    wide = parts_of(q, k, v, range(100, 800, 100), out_dtype="float32")
     out, lse = gqa.merge_states(*wide, dtype=narrow)
     assert (out.dtype, lse.dtype) == (narrow, np.float32)
     assert np.mean(ulps(out, truth) <= 1) > 0.999
     assert np.mean(ulps(out, truth) > 0) < 0.005
-    rounded, _ = gqa.merge_states([part.astype(narrow) for part in wide[0]], wide[1])
+    rounded, _ = gqa.merge_states(*parts_of(q, k, v, range(100, 800, 100)))
     assert np.mean(ulps(rounded, truth) > 0) > 0.2
 
 
