@@ -61,7 +61,8 @@ def attention(
     Parameters
     ----------
     q : ndarray, shape (B, Hq, S, D)
-        float32, float64, float16 or bfloat16.
+        float32, float64, float16 or bfloat16. This and every other array may also be a tensor of another library with
+        ``__dlpack__`` in the CPU's memory (PyTorch, JAX, ...): it is read in place, and that library is not imported.
     k, v : ndarray or Quantized, shape (B, Hkv, L, D) and (B, Hkv, L, Dv), optional
         May have other float types than q. Any strides; a last axis that is not contiguous is copied first. May be
         left out when a past is given: a shared cache.
@@ -80,15 +81,20 @@ def attention(
     kv_lengths : array of int, shape (B,), optional
         Number of keys of each batch entry, 0 to T; keys past it are never read.
     scale : float, optional
-        Default 1 / sqrt(D).
+        From -1e30 to 1e30; default 1 / sqrt(D).
     softcap : float
-        If positive, scores become softcap * tanh(score / softcap) before the mask.
+        If positive, scores become softcap * tanh(score / softcap) before the mask. Less than 1e-20 counts as 1e-20, and
+        more than 1e30 as none, which gives the same scores to the last bit that float64 has.
     sinks : ndarray, shape (Hq,), optional
-        A logit for each head that joins the denominator of the softmax.
+        A logit for each head that joins the denominator of the softmax. Of one beyond two thirds of the largest number
+        of the lse's dtype, the lse shows those two thirds.
     layout : {"bhsd", "bshd"}
         "bshd" swaps heads and tokens in q, k, v, past_key, past_value, out and lse.
     out : ndarray, optional
-        Where to put the output: its shape, the dtype of q, any strides; must not overlap an input.
+        Where to put the output: its shape and dtype, any strides; must not overlap an input.
+    out_dtype : dtype, optional
+        "float32" gives what a q of half precision would round, so that parts merge with one rounding; default: the
+        dtype of q.
     return_lse : bool
         Return the log-sum-exp of the scores as well.
     num_threads : int, optional
@@ -96,8 +102,8 @@ def attention(
 
     Returns
     -------
-    out : ndarray, shape (B, Hq, S, Dv), of q's dtype
-        A row with no key to attend is 0.
+    out : ndarray, shape (B, Hq, S, Dv), of q's dtype, or of out_dtype
+        `out` itself if that was given. A row with no key to attend is 0.
     lse : ndarray, shape (B, Hq, S)
         If return_lse: natural logarithm of the sum of exponentials of the scores, sinks included; -inf for a row
         without keys. float64 if any of q, k, v and the past is, else float32.
@@ -107,7 +113,9 @@ def attention(
     TypeError
         For an argument of a wrong type or dtype.
     ValueError
-        For shapes that do not fit or values out of range.
+        For shapes that do not fit, values out of range, or memory that another library does not hand out.
+    ModuleNotFoundError
+        For a new array of bfloat16 without the package ml_dtypes.
 
     Notes
     -----
@@ -146,12 +154,12 @@ def infer_shapes(shapes: dict[str, Shape], dtypes: dict[str, Any], **options: An
     Parameters
     ----------
     shapes : dict of str to tuple of int
-        By argument name: q, and k and v, past_key and past_value, or all four; mask, sinks, kv_lengths and
+        By argument name: q, and k and v, past_key and past_value, or all four; mask, sinks, out, kv_lengths and
         query_offset if they are arrays.
     dtypes : dict of str to dtype
         By argument name; :class:`gqa.Quantized` for a quantised argument.
     **options
-        As those of :func:`attention`: layout, causal, window, scale, softcap, ...
+        As those of :func:`attention`: layout, causal, window, scale, softcap, ... and any of the arrays themselves.
 
     Returns
     -------
@@ -161,7 +169,7 @@ def infer_shapes(shapes: dict[str, Shape], dtypes: dict[str, Any], **options: An
     Raises
     ------
     TypeError, ValueError
-        What attention would raise.
+        What attention would raise, and TypeError for an option that it does not have.
 
     Examples
     --------
