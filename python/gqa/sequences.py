@@ -18,6 +18,7 @@ from gqa.arguments import Array, as_array, dtype_name, int_array, sharing_memory
 from gqa.dtypes import require_float
 from gqa.options import Options
 from gqa.quantization import Quantized
+from gqa.rules import check_pair
 
 Tensor = npt.NDArray[Any] | Quantized
 Store = tuple[Tensor, Tensor]
@@ -63,14 +64,14 @@ def int_list(name: str, value: Any, count: int) -> list[int]:
     return integers
 
 
-def check_tensors(k: Any, v: Any) -> tuple[Tensor, Tensor]:
-    """k and v as arrays of floats, or quantised; raises unless both are there."""
-    if k is None or v is None:
-        raise ValueError("k is given without v" if v is None else "v is given without k")
-    return _checked("k", k), _checked("v", v)
+def as_tensors(k: Any, v: Any) -> tuple[Tensor, Tensor]:
+    """k and v as arrays of floats, or quantised; raises unless both are there, and such."""
+    given = {name: x for name, x in (("k", k), ("v", v)) if x is not None}
+    check_pair("k", "v", given)
+    return _as_tensor("k", k), _as_tensor("v", v)
 
 
-def _checked(name: str, x: Any) -> Tensor:
+def _as_tensor(name: str, x: Any) -> Tensor:
     if isinstance(x, Quantized):
         return x
     array = as_array(name, x)

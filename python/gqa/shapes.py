@@ -1,17 +1,10 @@
-"""Shapes of attention: what fits together, and what comes out.
-
-Works on tuples and dtype names, not on arrays: every front door uses it to check its arguments, and
-:func:`gqa.infer_shapes` offers it to callers who have no data yet.
-"""
+"""Layouts, and checks of shapes, numbers and flags that Python itself reads."""
 
 from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
 from typing import Any
-
-from gqa.dtypes import compute_dtype, require_float
 
 Shape = tuple[int, ...]
 
@@ -22,95 +15,6 @@ LAYOUTS = {
 MOST_CHANNELS = 65536
 
 
-@dataclass(frozen=True)
-class AttentionShapes:
-    """The sizes of one attention call, whatever its layout."""
-
-    layout: str
-    batched: bool
-    batch: int
-    query_heads: int
-    kv_heads: int
-    queries: int
-    past_keys: int
-    new_keys: int
-    head_dim: int
-    v_head_dim: int
-
-    @property
-    def keys(self) -> int:
-        return self.past_keys + self.new_keys
-
-    @property
-    def out(self) -> Shape:
-        return (*self.lse, self.v_head_dim)
-
-    @property
-    def lse(self) -> Shape:
-        rows = (self.query_heads, self.queries) if self.layout == "bhsd" else (self.queries, self.query_heads)
-        return (self.batch, *rows) if self.batched else rows
-
-    @property
-    def mask(self) -> Shape:
-        rows = (self.query_heads, self.queries, self.keys)
-        return (self.batch, *rows) if self.batched else rows
-
-
-def attention_shapes(shapes: dict[str, Shape], *, layout: str = "bhsd") -> AttentionShapes:
-    """Check the shapes of q and of k and v, past_key and past_value, or all four; ValueError if they do not fit."""
-    names = layout_axes(layout)
-    for one, other in (("k", "v"), ("past_key", "past_value")):
-        if (one in shapes) != (other in shapes):
-            given, missing = (one, other) if one in shapes else (other, one)
-            raise ValueError(f"{given} is given without {missing}")
-    if "k" not in shapes and "past_key" not in shapes:
-        raise ValueError("k and v are needed, or past_key and past_value to attend a cache alone")
-
-    axes = len(shapes["q"])
-    names = names if axes == 4 else names[1:]
-    expected = f"({', '.join(names)})"
-    if axes not in (3, 4):
-        raise ValueError(f"q has shape {shapes['q']}, expected {expected}, or three axes without the batch")
-    sizes = {}
-    for name, shape in shapes.items():
-        if len(shape) != axes:
-            raise ValueError(f"{name} has shape {shape}, expected {axes} axes {expected} as q {shapes['q']}")
-        sizes[name] = dict(zip(names, shape))
-        if sizes[name]["head_dim"] > MOST_CHANNELS:
-            raise ValueError(f"{name} has head_dim {shape[-1]}, expected at most {MOST_CHANNELS}")
-
-    q = sizes["q"]
-    first_key, first_value = ("k", "v") if "k" in sizes else ("past_key", "past_value")
-    kv_heads, v_head_dim = sizes[first_key]["heads"], sizes[first_value]["head_dim"]
-    if kv_heads == 0 or q["heads"] % kv_heads != 0:
-        raise ValueError(f"{first_key} has {kv_heads} heads, which does not divide the {q['heads']} heads of q")
-    for name, size in sizes.items():
-        if axes == 4 and size["batch"] != q["batch"]:
-            raise ValueError(f"{name} has batch {size['batch']}, expected {q['batch']} as q")
-        if name == "q":
-            continue
-        if size["heads"] != kv_heads:
-            raise ValueError(f"{name} has {size['heads']} heads, expected {kv_heads} as {first_key}")
-        like, head_dim = ("q", q["head_dim"]) if name in ("k", "past_key") else (first_value, v_head_dim)
-        if size["head_dim"] != head_dim:
-            raise ValueError(f"{name} has head_dim {size['head_dim']}, expected {head_dim} as {like}")
-    for key, value in (("k", "v"), ("past_key", "past_value")):
-        if key in sizes and sizes[key]["tokens"] != sizes[value]["tokens"]:
-            raise ValueError(f"{value} has {sizes[value]['tokens']} tokens, expected {sizes[key]['tokens']} as {key}")
-    return AttentionShapes(
-        layout=layout,
-        batched=axes == 4,
-        batch=q["batch"] if axes == 4 else 1,
-        query_heads=q["heads"],
-        kv_heads=kv_heads,
-        queries=q["tokens"],
-        past_keys=sizes["past_key"]["tokens"] if "past_key" in sizes else 0,
-        new_keys=sizes["k"]["tokens"] if "k" in sizes else 0,
-        head_dim=q["head_dim"],
-        v_head_dim=v_head_dim,
-    )
-
-
 def layout_axes(layout: Any) -> tuple[str, ...]:
     """The names of a layout's axes; TypeError or ValueError if it is none."""
     if not isinstance(layout, str):
@@ -118,17 +22,6 @@ def layout_axes(layout: Any) -> tuple[str, ...]:
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}, expected one of {', '.join(map(repr, LAYOUTS))}")
     return LAYOUTS[layout]
-
-
-def attention_dtypes(dtypes: dict[str, str]) -> tuple[str, str]:
-    """The dtypes of out and lse; TypeError for an argument of a type that attention does not take.
-
-    The dtype of a quantised argument is "quantized".
-    """
-    for name, dtype in dtypes.items():
-        if dtype != "quantized" or name == "q":
-            require_float(name, dtype)
-    return dtypes["q"], compute_dtype(*dtypes.values())
 
 
 def check_broadcast(name: str, shape: Shape, to: Shape) -> None:

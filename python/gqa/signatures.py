@@ -20,6 +20,7 @@ class SequenceOptions(TypedDict, total=False):
     softcap: float
     sinks: Array | None
     out: Array | None
+    out_dtype: Any
     num_threads: int | None
 
 
@@ -31,4 +32,3 @@ class AttentionOptions(SequenceOptions, total=False):
     query_offset: Any
     kv_lengths: Any
     layout: str
-    out_dtype: Any

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from gqa.arguments import Array, as_array, dtype_name, int_array, lengths_array
-from gqa.dtypes import require_float
+from gqa.arguments import Array, as_array, int_array, lengths_array
 from gqa.options import Options
 from gqa.quantization import Quantized
-from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Table, attend_sequences, check_tensors
-from gqa.shapes import attention_shapes
+from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Table, as_tensors, attend_sequences
 from gqa.signatures import SequenceOptions, Window
 
 if TYPE_CHECKING:
@@ -48,6 +46,7 @@ def varlen_attention(
     softcap: float = 0.0,
     sinks: Array | None = None,
     out: Array | None = None,
+    out_dtype: Any = None,
     return_lse: bool = False,
     num_threads: int | None = None,
 ) -> Array | tuple[Array, Array]:
@@ -73,13 +72,15 @@ def varlen_attention(
     causal, window, scale, softcap, sinks, num_threads
         As in :func:`gqa.attention`.
     out : ndarray, shape (Tq, Hq, Dv), optional
-        Where to put the output: the dtype of q, any strides; must not overlap an input.
+        Where to put the output: its dtype, any strides; must not overlap an input.
+    out_dtype : dtype, optional
+        As in :func:`gqa.attention`.
     return_lse : bool
         Return the log-sum-exp of the scores as well.
 
     Returns
     -------
-    out : ndarray, shape (Tq, Hq, Dv), of q's dtype
+    out : ndarray, shape (Tq, Hq, Dv), of q's dtype, or of out_dtype
         Rows without keys, and rows past the last sequence, are 0.
     lse : ndarray, shape (Hq, Tq)
         If return_lse. A row without keys has the logit of its sink, or -inf; rows past the last sequence have -inf in
@@ -107,15 +108,12 @@ def varlen_attention(
     >>> bool((out[3:] == gqa.varlen_attention(q[3:], k[3:], v[3:], [0, 2], [0, 2], causal=True)).all())
     True
     """
-    q = as_array("q", q)
-    require_float("q", dtype_name("q", q))
-    k, v = check_tensors(k, v)
-    if q.ndim != 3:
-        raise ValueError(f"q has shape {q.shape}, expected (tokens, heads, head_dim)")
-    sizes = attention_shapes({"q": q.shape, "k": k.shape, "v": v.shape}, layout="bshd")
-
-    q_ends = _boundaries("cu_seqlens_q", cu_seqlens_q, sizes.queries)
-    k_ends = _boundaries("cu_seqlens_k", cu_seqlens_k, sizes.keys)
+    q, (k, v) = as_array("q", q), as_tensors(k, v)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if len(x.shape) != 3:
+            raise ValueError(f"{name} has shape {x.shape}, expected (tokens, heads, head_dim)")
+    q_ends = _boundaries("cu_seqlens_q", cu_seqlens_q, len(q))
+    k_ends = _boundaries("cu_seqlens_k", cu_seqlens_k, max(k.shape[0], v.shape[0]))
     count = len(q_ends) - 1
     if len(k_ends) != count + 1:
         raise ValueError(f"cu_seqlens_k has shape {k_ends.shape}, expected {q_ends.shape} as cu_seqlens_q")
@@ -127,7 +125,7 @@ def varlen_attention(
     sequences = np.zeros((count + 1, SEQUENCE_COLUMNS), np.int64)
     sequences[:, 1] = q_ends
     sequences[:-1, 2] = queries
-    sequences[-1, 3] = sizes.queries - q_ends[-1]  # the last has no query: its rows are padding
+    sequences[-1, 3] = len(q) - q_ends[-1]  # the last has no query: its rows are padding
     sequences[:-1, 5] = keys - queries
     sequences[:-1, 6] = keys
     sequences[:-1, 7] = np.arange(count)
@@ -137,7 +135,7 @@ def varlen_attention(
     runs[:, 3] = keys
     options = Options(
         layout="bshd", causal=causal, window=window, scale=scale, softcap=softcap, return_lse=return_lse,
-        num_threads=num_threads, mask=mask, sinks=sinks, out=out,
+        num_threads=num_threads, mask=mask, sinks=sinks, out=out, out_dtype=out_dtype,
     )  # fmt: skip
     return attend_sequences(q, [(k, v)], sequences, runs, options, mask_shape=mask_shape)
 

@@ -158,6 +158,21 @@ def test_lse_of_rows_without_keys_and_of_padding(rng, sinks):
     assert np.isneginf(lse[1, :, 2]).all()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_float32_results_of_half_precision(rng, isa, layout):
+    """Parts of a cache that are merged with one rounding."""
+    cache, (k, v) = make(dtype="float16", layout=layout), new_tokens(rng, 9, layout=layout, dtype=np.float16)
+    q = tokens(rng, 9, heads=6, layout=layout, dtype=np.float16)
+    rounded = cache.copy().attend(q, k, v)
+    out, lse = cache.attend(q, k, v, out_dtype="float32", return_lse=True)
+    assert out.dtype == np.float32
+    assert_same_bits(out.astype(np.float16), rounded)
+    merged, _ = gqa.merge_states([out], [lse], dtype="float16")
+    assert_same_bits(merged, rounded)
+    with pytest.raises(TypeError, match="out_dtype is float64, expected float16 as q, or float32"):
+        cache.attend(q, out_dtype="float64")
+
+
 def test_new_tokens_of_any_strides_and_dtype(rng):
     k, v = new_tokens(rng, 9)
     plain = make()

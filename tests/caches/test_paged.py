@@ -71,6 +71,14 @@ def test_masks_count_from_the_first_query_and_token_of_a_sequence(rng, isa, kind
         assert_lse_close(lse[:, rows].T, expected_lse)
 
 
+def test_float32_results_of_half_precision(rng, isa):
+    cache, lengths = make(dtype="float16"), [7, 1]
+    ids, q, new = [cache.add(), cache.add()], packed(rng, 8, heads=6, dtype=np.float16), new_tokens(rng, 8)
+    out = cache.attend(ids, q, lengths, *new, out_dtype=np.float32)
+    assert out.dtype == np.float32
+    assert_same_bits(out.astype(np.float16), cache.attend(ids, q, lengths))
+
+
 def test_bits_are_those_of_a_contiguous_cache(rng, isa, dtype):
     pages, plain = make(200, 16), gqa.KVCache(1, 2, 3000, 16, v_head_dim=24, layout="bshd")
     id_ = pages.add()

@@ -2,6 +2,7 @@
 
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -79,6 +80,20 @@ def test_masks_count_from_the_first_query_and_key_of_a_sequence(rng, isa, kind, 
         assert_close(out[rows], expected_out, magnitude=2)
         assert_lse_close(lse[:, rows].T, expected_lse)
         assert_same_bits(out[rows], gqa.attention(q[rows], k[keys], v[keys], **options))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_float32_results_of_half_precision(rng, isa, dtype):
+    arguments = problem(rng, dtype=dtype)
+    rounded, lse = gqa.varlen_attention(*arguments, causal=True, return_lse=True)
+    out, same = gqa.varlen_attention(*arguments, causal=True, return_lse=True, out_dtype="float32")
+    assert out.dtype == np.float32
+    assert_same_bits(out.astype(dtype), rounded)
+    assert_same_bits(same, lse)
+    assert np.abs(out - expected(*arguments, causal=True)[0]).max() < 1e-5
+    target = np.empty_like(out)
+    assert gqa.varlen_attention(*arguments, causal=True, out=target, out_dtype=np.float32) is target
+    assert_same_bits(target, out)
 
 
 def test_a_mask_with_lengths_has_a_column_for_every_key(rng):
@@ -300,6 +315,7 @@ GOOD = {
         ({"out": np.zeros((6, 4, 16), np.float32)}, ValueError, r"out has shape \(6, 4, 16\), expected \(6, 4, 24\)"),
         ({"out": np.zeros((6, 4, 24))}, TypeError, "out has dtype float64, expected float32"),
         ({"return_lse": None}, TypeError, "return_lse is None"),
+        ({"out_dtype": "float64"}, TypeError, "out_dtype is float64, expected float32 as q"),
         ({"num_threads": 0}, ValueError, "num_threads is 0"),
     ],
     ids=lambda x: str(x)[:50],

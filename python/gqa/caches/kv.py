@@ -9,7 +9,7 @@ import numpy as np
 
 from gqa.arguments import Array
 from gqa.caches.slots import Slots
-from gqa.caches.storage import check_queries, storage_dtype, storage_sizes
+from gqa.caches.storage import as_queries, storage_dtype, storage_sizes
 from gqa.dtypes import dtype_named
 from gqa.options import Options
 from gqa.sequences import Table, Tensor, attend_sequences, int_list
@@ -180,6 +180,7 @@ class KVCache:
         softcap: float = 0.0,
         sinks: Array | None = None,
         out: Array | None = None,
+        out_dtype: Any = None,
         return_lse: bool = False,
         num_threads: int | None = None,
     ) -> Array | tuple[Array, Array]:
@@ -199,12 +200,12 @@ class KVCache:
         window : (left, right), optional
             Attend tokens from position - left to position + right; None: no bound on that side. A ring's own window
             holds besides.
-        causal, scale, softcap, sinks, out, return_lse, num_threads
+        causal, scale, softcap, sinks, out, out_dtype, return_lse, num_threads
             As in :func:`gqa.attention`, but causal by default.
 
         Returns
         -------
-        out : ndarray, shape (B, Hq, S, Dv), of q's dtype
+        out : ndarray, shape (B, Hq, S, Dv), of q's dtype, or of out_dtype
             0 in rows without keys and in padding.
         lse : ndarray, shape (B, Hq, S)
             If return_lse. A row without keys has the logit of its sink, or -inf; padding has -inf in any case.
@@ -216,7 +217,7 @@ class KVCache:
             dropped. Nothing is written then.
         """
         slots = self._slots
-        q = check_queries(q, slots.axes, slots.kv_heads, slots.head_dims[0])
+        q = as_queries(q, slots.axes, slots.kv_heads, slots.head_dims[0])
         batch, queries = len(q), q.shape[slots.token_axis]
         if batch != len(slots.lengths):
             raise ValueError(f"q has batch {batch}, expected {len(slots.lengths)} as the cache")
@@ -233,7 +234,7 @@ class KVCache:
             raise ValueError("lengths is given without k and v, whose tokens it counts")
         options = Options(
             layout=slots.layout, causal=causal, window=(left, right), scale=scale, softcap=softcap,
-            return_lse=return_lse, num_threads=num_threads, mask=mask, sinks=sinks, out=out,
+            return_lse=return_lse, num_threads=num_threads, mask=mask, sinks=sinks, out=out, out_dtype=out_dtype,
         )  # fmt: skip
         result = attend_sequences(
             q, stores, *slots.tables(queries, counts, left), options,

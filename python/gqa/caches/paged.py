@@ -9,15 +9,15 @@ import numpy as np
 
 from gqa.arguments import Array
 from gqa.caches.pages import PagedSequence, PagePool
-from gqa.caches.storage import as_stored, check_queries, storage_dtype, storage_sizes
+from gqa.caches.storage import as_queries, as_stored, storage_dtype, storage_sizes
 from gqa.options import Options
 from gqa.sequences import (
     Store,
     Table,
     Tensor,
     arrays,
+    as_tensors,
     attend_sequences,
-    check_tensors,
     int_list,
 )
 from gqa.shapes import check_int, check_shape
@@ -213,6 +213,7 @@ class PagedKVCache:
         softcap: float = 0.0,
         sinks: Array | None = None,
         out: Array | None = None,
+        out_dtype: Any = None,
         return_lse: bool = False,
         num_threads: int | None = None,
     ) -> Array | tuple[Array, Array]:
@@ -232,12 +233,12 @@ class PagedKVCache:
         mask : ndarray, optional
             bool (True: attend) or float, broadcast to (N, Hq, most queries of a sequence, most tokens of a sequence
             after appending); rows and columns count from each sequence's own first query and token.
-        causal, window, scale, softcap, sinks, out, return_lse, num_threads
+        causal, window, scale, softcap, sinks, out, out_dtype, return_lse, num_threads
             As in :func:`gqa.varlen_attention`, but causal by default.
 
         Returns
         -------
-        out : ndarray, shape (Tq, Hq, Dv), of q's dtype
+        out : ndarray, shape (Tq, Hq, Dv), of q's dtype, or of out_dtype
         lse : ndarray, shape (Hq, Tq)
             If return_lse.
 
@@ -248,7 +249,7 @@ class PagedKVCache:
         """
         sequences = self._find(ids)
         queries = _counts("q_lengths", q_lengths, sequences)
-        q = check_queries(q, ("tokens", "heads", "head_dim"), self._kv_heads, self._head_dims[0])
+        q = as_queries(q, ("tokens", "heads", "head_dim"), self._kv_heads, self._head_dims[0])
         if len(q) != sum(queries):
             raise ValueError(f"q has {len(q)} tokens, expected {sum(queries)}, which q_lengths {queries} make")
         stores, counts = [self._pool.store], [0] * len(sequences)
@@ -258,7 +259,7 @@ class PagedKVCache:
         most_keys = max((s.length + count for s, count in zip(sequences, counts)), default=0)
         options = Options(
             layout="bshd", causal=causal, window=window, scale=scale, softcap=softcap, return_lse=return_lse,
-            num_threads=num_threads, mask=mask, sinks=sinks, out=out,
+            num_threads=num_threads, mask=mask, sinks=sinks, out=out, out_dtype=out_dtype,
         )  # fmt: skip
         result = attend_sequences(
             q, stores, *self._pool.tables(sequences, queries, counts), options,
@@ -290,7 +291,7 @@ class PagedKVCache:
 
     def _accept(self, k: Any, v: Any, sequences: list[PagedSequence], counts: list[int]) -> Store:
         """Check new tokens, and that there are pages for them; returns them as the pool stores them."""
-        k, v = check_tensors(k, v)
+        k, v = as_tensors(k, v)
         for name, x, head_dim in zip("kv", (k, v), self._head_dims):
             check_shape(name, x.shape, (sum(counts), self._kv_heads, head_dim))
         needed = self._pool.needed(sequences, counts)

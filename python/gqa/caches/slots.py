@@ -10,7 +10,7 @@ import numpy as np
 
 from gqa.caches.storage import as_stored, copy_tokens, zeros
 from gqa.quantization import Quantized
-from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Store, Table, Tensor, check_tensors, int_list, spans, table
+from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Store, Table, Tensor, as_tensors, int_list, spans, table
 from gqa.shapes import LAYOUTS, Shape, check_shape
 
 
@@ -54,7 +54,7 @@ class Slots:
     def accept(self, k: Any, v: Any, lengths: Any) -> tuple[Store, list[int]]:
         """Check new tokens; returns them in the form in which they are stored, and how many each sequence takes."""
         if not (self._holds(k) and self._holds(v)):
-            k, v = check_tensors(k, v)
+            k, v = as_tensors(k, v)
         if len(k.shape) != 4:
             raise ValueError(f"k has shape {k.shape}, expected ({', '.join(self.axes)})")
         batch, tokens = len(self.lengths), k.shape[self.token_axis]

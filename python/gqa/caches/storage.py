@@ -72,12 +72,12 @@ def copy_tokens(to: Store, source: Store, moves: Iterable[tuple[int, int, int, i
             x[here] = y[there]
 
 
-def check_queries(q: Any, axes: tuple[str, ...], kv_heads: int, head_dim: int) -> Array:
+def as_queries(q: Any, axes: tuple[str, ...], kv_heads: int, head_dim: int) -> Array:
     """`q` as an array; raises unless it has those axes and can attend to keys of that size."""
-    array = as_array("q", q)
-    if array.ndim != len(axes):
-        raise ValueError(f"q has shape {array.shape}, expected ({', '.join(axes)})")
-    check_group("the cache", kv_heads, "q", array.shape[axes.index("heads")])
-    if array.shape[-1] != head_dim:
-        raise ValueError(f"q has head_dim {array.shape[-1]}, expected {head_dim} as the cache")
-    return array
+    queries = as_array("q", q)
+    if queries.ndim != len(axes):
+        raise ValueError(f"q has shape {queries.shape}, expected ({', '.join(axes)})")
+    check_group("the cache", kv_heads, "q", queries.shape[axes.index("heads")])
+    if queries.shape[-1] != head_dim:
+        raise ValueError(f"q has head_dim {queries.shape[-1]}, expected {head_dim} as the cache")
+    return queries

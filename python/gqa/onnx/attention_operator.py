@@ -9,11 +9,10 @@ import numpy as np
 from gqa.arguments import Array, as_array, dtype_name, lengths_array
 from gqa.dtypes import compute_dtype
 from gqa.onnx.attention_schema import AttentionAttributes, attention_sizes, output_shape
-from gqa.onnx.schema import check_precision, integer_input, split_heads
+from gqa.onnx.schema import AttentionShapes, check_precision, integer_input, split_heads
 from gqa.onnx.scores import allowed_keys, masked, scores, soft_capped, softmax
 from gqa.rules import default_scale
 from gqa.scaled_dot_product import attention as attend
-from gqa.shapes import AttentionShapes
 
 
 class AttentionOutputs(NamedTuple):

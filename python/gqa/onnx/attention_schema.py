@@ -7,6 +7,7 @@ from typing import Any
 
 from gqa.dtypes import name_of, require_float
 from gqa.onnx.schema import (
+    AttentionShapes,
     check_attribute,
     check_choice,
     check_integers,
@@ -17,7 +18,7 @@ from gqa.onnx.schema import (
     split_shape,
 )
 from gqa.rules import check_pair
-from gqa.shapes import AttentionShapes, Shape, check_broadcast, check_flag, check_float, check_int, check_shape
+from gqa.shapes import Shape, check_broadcast, check_flag, check_float, check_int, check_shape
 
 FARTHEST = 1 << 62
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from gqa.arguments import Array, as_array, dtype_name
 from gqa.dtypes import dtype_named, name_of
-from gqa.onnx.schema import check_names, check_precision, check_type_variable, grouped_shapes
+from gqa.onnx.schema import AttentionShapes, check_names, check_precision, check_type_variable, grouped_shapes
 from gqa.onnx.scores import scores, softmax, weighted_values
 from gqa.rules import default_scale
 from gqa.scaled_dot_product import attention
-from gqa.shapes import AttentionShapes, Shape, check_float
+from gqa.shapes import Shape, check_float
 
 Modifier = Callable[[Array], Array]
 

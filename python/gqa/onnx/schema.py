@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,36 @@ import numpy as np
 from gqa.arguments import Array
 from gqa.dtypes import require_float
 from gqa.rules import check_group
-from gqa.shapes import AttentionShapes, Shape, check_int
+from gqa.shapes import Shape, check_int
 
 # The floating-point types by their codes in onnx.TensorProto.
 PRECISIONS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
+
+
+@dataclass(frozen=True)
+class AttentionShapes:
+    """The sizes of a call of Attention or FlexAttention, inputs of three axes split into heads."""
+
+    batch: int
+    query_heads: int
+    kv_heads: int
+    queries: int
+    past_keys: int
+    new_keys: int
+    head_dim: int
+    v_head_dim: int
+
+    @property
+    def keys(self) -> int:
+        return self.past_keys + self.new_keys
+
+    @property
+    def out(self) -> Shape:
+        return self.batch, self.query_heads, self.queries, self.v_head_dim
+
+    @property
+    def mask(self) -> Shape:
+        return self.batch, self.query_heads, self.queries, self.keys
 
 
 def check_names(
@@ -106,6 +133,6 @@ def grouped_shapes(shapes: dict[str, Shape]) -> AttentionShapes:
                     f"{name} has {axis} {got}, expected {want}: (batch, heads, tokens, channels) = {shape}"
                 )
     return AttentionShapes(
-        layout="bhsd", batched=True, batch=batch, query_heads=query_heads, kv_heads=kv_heads, queries=queries,
+        batch=batch, query_heads=query_heads, kv_heads=kv_heads, queries=queries,
         past_keys=past_keys, new_keys=new_keys, head_dim=head_dim, v_head_dim=v_head_dim,
     )  # fmt: skip
