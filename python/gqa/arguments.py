@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from gqa import _core
 
+
+class SupportsDLPack(Protocol):
+    """A tensor of another library, in memory of the CPU."""
+
+    def __dlpack__(self, *args: Any, **options: Any) -> Any: ...
+
+
 Array = npt.NDArray[Any]
+AnyArray = Array | SupportsDLPack
 
 
 def as_array(name: str, x: Any) -> Array:

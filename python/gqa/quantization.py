@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gqa.arguments import Array, as_array, dtype_name
+from gqa.arguments import AnyArray, Array, as_array, dtype_name
 from gqa.dtypes import require_float
 
 # A subnormal scale would be too coarse itself, and 0 could not divide: rows of zeros take the least scale too.
@@ -67,7 +67,7 @@ class Quantized:
         return self.data * self.scale[..., None]
 
 
-def quantize(x: Array, *, dtype: str = "int8") -> Quantized:
+def quantize(x: AnyArray, *, dtype: str = "int8") -> Quantized:
     """Quantise an array to int8 with one scale per row: symmetric, rounding half to even.
 
     Parameters

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from gqa import _core
-from gqa.arguments import Array, as_array, contiguous_channels, dtype_name, int_array
+from gqa.arguments import AnyArray, Array, as_array, contiguous_channels, dtype_name, int_array
 from gqa.dtypes import FLOATS, dtype_named, name_of, require_float
 from gqa.shapes import check_flag, check_float, check_int, check_shape, layout_axes
 
 
 def rotary(
-    x: Array,
-    cos: Array,
-    sin: Array,
+    x: AnyArray,
+    cos: AnyArray,
+    sin: AnyArray,
     *,
     positions: Any = None,
     interleaved: bool = False,

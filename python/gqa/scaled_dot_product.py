@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from gqa import _core
-from gqa.arguments import Array
+from gqa.arguments import AnyArray, Array
 from gqa.dtypes import name_of
 from gqa.options import Options
 from gqa.quantization import Quantized
 from gqa.shapes import Shape, check_int
-from gqa.signatures import AttentionOptions, Window
+from gqa.signatures import AnyTensor, AttentionOptions, Flag, Real, Whole, Window
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -18,39 +18,39 @@ if TYPE_CHECKING:
 
 @overload
 def attention(
-    q: Array, k: Array | Quantized | None = ..., v: Array | Quantized | None = ..., *,
+    q: AnyArray, k: AnyTensor | None = ..., v: AnyTensor | None = ..., *,
     return_lse: Literal[False] = ..., **options: Unpack[AttentionOptions],
 ) -> Array: ...  # fmt: skip
 @overload
 def attention(
-    q: Array, k: Array | Quantized | None = ..., v: Array | Quantized | None = ..., *,
+    q: AnyArray, k: AnyTensor | None = ..., v: AnyTensor | None = ..., *,
     return_lse: Literal[True], **options: Unpack[AttentionOptions],
 ) -> tuple[Array, Array]: ...  # fmt: skip
 @overload
 def attention(
-    q: Array, k: Array | Quantized | None = ..., v: Array | Quantized | None = ..., *,
+    q: AnyArray, k: AnyTensor | None = ..., v: AnyTensor | None = ..., *,
     return_lse: bool = ..., **options: Unpack[AttentionOptions],
 ) -> Array | tuple[Array, Array]: ...  # fmt: skip
 def attention(
-    q: Array,
-    k: Array | Quantized | None = None,
-    v: Array | Quantized | None = None,
+    q: AnyArray,
+    k: AnyTensor | None = None,
+    v: AnyTensor | None = None,
     *,
-    past_key: Array | Quantized | None = None,
-    past_value: Array | Quantized | None = None,
-    mask: Array | None = None,
-    causal: bool = False,
+    past_key: AnyTensor | None = None,
+    past_value: AnyTensor | None = None,
+    mask: AnyArray | None = None,
+    causal: Flag = False,
     query_offset: Any = None,
     window: Window | None = None,
     kv_lengths: Any = None,
-    scale: float | None = None,
-    softcap: float = 0.0,
-    sinks: Array | None = None,
+    scale: Real | None = None,
+    softcap: Real = 0.0,
+    sinks: AnyArray | None = None,
     layout: str = "bhsd",
     out: Array | None = None,
     out_dtype: Any = None,
     return_lse: bool = False,
-    num_threads: int | None = None,
+    num_threads: Whole | None = None,
 ) -> Array | tuple[Array, Array]:
     """Attention: softmax(scale * q @ k.T + mask) @ v, with grouped key/value heads.
 

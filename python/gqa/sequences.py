@@ -30,7 +30,7 @@ RUN_COLUMNS = 4  # store, batch, token, count
 
 def attend_sequences(
     q: Array, stores: list[Store], sequences: Table, runs: Table, options: Options, *,
-    mask_shape: tuple[int, int, int] = (0, 0, 0), given: Sequence[Tensor | None] = (),
+    mask_shape: tuple[int, int, int] = (0, 0, 0), given: Sequence[Any] = (),
 ) -> Array | tuple[Array, Array]:  # fmt: skip
     """Call the core: out, or (out, lse).
 

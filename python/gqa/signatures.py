@@ -1,34 +1,40 @@
-"""Types that signatures share: what the overloads for return_lse take besides what tells them apart."""
+"""Types that signatures share: numbers as users have them, and what the overloads for return_lse take."""
 
 from __future__ import annotations
 
 from typing import Any, TypedDict
 
-from gqa.arguments import Array
+import numpy as np
+
+from gqa.arguments import AnyArray, Array
 from gqa.quantization import Quantized
 
-Window = tuple[int | None, int | None] | list[int | None]
+AnyTensor = AnyArray | Quantized
+Flag = bool | np.bool_
+Real = float | np.floating[Any] | np.integer[Any]
+Whole = int | np.integer[Any]
+Window = tuple[Whole | None, Whole | None] | list[Whole | None] | list[int]
 
 
 class SequenceOptions(TypedDict, total=False):
     """Options of attention that sequences in packed batches and caches have in common."""
 
-    mask: Array | None
-    causal: bool
+    mask: AnyArray | None
+    causal: Flag
     window: Window | None
-    scale: float | None
-    softcap: float
-    sinks: Array | None
+    scale: Real | None
+    softcap: Real
+    sinks: AnyArray | None
     out: Array | None
     out_dtype: Any
-    num_threads: int | None
+    num_threads: Whole | None
 
 
 class AttentionOptions(SequenceOptions, total=False):
     """Options of attention over whole arrays."""
 
-    past_key: Array | Quantized | None
-    past_value: Array | Quantized | None
+    past_key: AnyTensor | None
+    past_value: AnyTensor | None
     query_offset: Any
     kv_lengths: Any
     layout: str

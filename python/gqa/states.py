@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from gqa import _core
-from gqa.arguments import Array, as_array, dtype_name, output_target
+from gqa.arguments import AnyArray, Array, as_array, dtype_name, output_target
 from gqa.dtypes import FLOATS, compute_dtype, dtype_named, name_of, require_float
 from gqa.shapes import check_int, check_shape
 
 
 def merge_states(
-    outs: Sequence[Array],
-    lses: Sequence[Array],
+    outs: Sequence[AnyArray],
+    lses: Sequence[AnyArray],
     *,
     out: Array | None = None,
     dtype: Any = None,

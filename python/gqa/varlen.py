@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from gqa.arguments import Array, as_array, int_array, lengths_array
+from gqa.arguments import AnyArray, Array, as_array, int_array, lengths_array
 from gqa.options import Options
-from gqa.quantization import Quantized
 from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Table, as_tensors, attend_sequences
-from gqa.signatures import SequenceOptions, Window
+from gqa.signatures import AnyTensor, Flag, Real, SequenceOptions, Whole, Window
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -18,37 +17,37 @@ if TYPE_CHECKING:
 
 @overload
 def varlen_attention(
-    q: Array, k: Array | Quantized, v: Array | Quantized, cu_seqlens_q: Any, cu_seqlens_k: Any, *,
+    q: AnyArray, k: AnyTensor, v: AnyTensor, cu_seqlens_q: Any, cu_seqlens_k: Any, *,
     kv_lengths: Any = ..., return_lse: Literal[False] = ..., **options: Unpack[SequenceOptions],
 ) -> Array: ...  # fmt: skip
 @overload
 def varlen_attention(
-    q: Array, k: Array | Quantized, v: Array | Quantized, cu_seqlens_q: Any, cu_seqlens_k: Any, *,
+    q: AnyArray, k: AnyTensor, v: AnyTensor, cu_seqlens_q: Any, cu_seqlens_k: Any, *,
     kv_lengths: Any = ..., return_lse: Literal[True], **options: Unpack[SequenceOptions],
 ) -> tuple[Array, Array]: ...  # fmt: skip
 @overload
 def varlen_attention(
-    q: Array, k: Array | Quantized, v: Array | Quantized, cu_seqlens_q: Any, cu_seqlens_k: Any, *,
+    q: AnyArray, k: AnyTensor, v: AnyTensor, cu_seqlens_q: Any, cu_seqlens_k: Any, *,
     kv_lengths: Any = ..., return_lse: bool = ..., **options: Unpack[SequenceOptions],
 ) -> Array | tuple[Array, Array]: ...  # fmt: skip
 def varlen_attention(
-    q: Array,
-    k: Array | Quantized,
-    v: Array | Quantized,
+    q: AnyArray,
+    k: AnyTensor,
+    v: AnyTensor,
     cu_seqlens_q: Any,
     cu_seqlens_k: Any,
     *,
     kv_lengths: Any = None,
-    mask: Array | None = None,
-    causal: bool = False,
+    mask: AnyArray | None = None,
+    causal: Flag = False,
     window: Window | None = None,
-    scale: float | None = None,
-    softcap: float = 0.0,
-    sinks: Array | None = None,
+    scale: Real | None = None,
+    softcap: Real = 0.0,
+    sinks: AnyArray | None = None,
     out: Array | None = None,
     out_dtype: Any = None,
     return_lse: bool = False,
-    num_threads: int | None = None,
+    num_threads: Whole | None = None,
 ) -> Array | tuple[Array, Array]:
     """Attention within each sequence of a packed batch.
 

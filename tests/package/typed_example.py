@@ -26,6 +26,30 @@ def whole(q: Array, k: Array, v: Array, with_lse: bool) -> None:
     assert_type(gqa.attention(q, k, v, out=np.empty_like(q), scale=0.1, softcap=30, num_threads=2), Array)
 
 
+class Tensor:
+    """What gqa needs of another library's tensor."""
+
+    def __dlpack__(
+        self, *, stream: int | None = None, max_version: tuple[int, int] | None = None, copy: bool | None = None
+    ) -> object:
+        raise NotImplementedError
+
+
+def foreign(x: Tensor, cache: gqa.KVCache) -> None:
+    assert_type(gqa.attention(x, x, gqa.quantize(np.ones((1, 2, 3, 4))), mask=x, sinks=x), Array)
+    assert_type(gqa.varlen_attention(x, x, x, [0, 3], [0, 3], return_lse=True), Pair)
+    assert_type(cache.append(x, x).attend(x), Array)
+    assert_type(gqa.rotary(x, x, x), Array)
+    assert_type(gqa.quantize(x), gqa.Quantized)
+    assert_type(gqa.merge_states([x, x], [x, x]), Pair)
+
+
+def numbers_of_numpy(q: Array, k: Array, v: Array) -> None:
+    real, whole, flag = np.float32(0.5), np.int64(3), np.bool_(True)
+    assert_type(gqa.attention(q, k, v, scale=real, softcap=real, causal=flag, window=(whole, None)), Array)
+    assert_type(gqa.varlen_attention(q, k, v, [0, whole], [0, whole], scale=real, num_threads=whole), Array)
+
+
 def packed(q: Array, k: Array, v: Array, with_lse: bool) -> None:
     starts = [0, 3, 7]
     assert_type(gqa.varlen_attention(q, k, v, starts, starts), Array)

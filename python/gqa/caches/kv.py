@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from gqa.arguments import Array
+from gqa.arguments import AnyArray, Array
 from gqa.caches.slots import Slots
 from gqa.caches.storage import as_queries, storage_dtype, storage_sizes
 from gqa.dtypes import dtype_named
 from gqa.options import Options
 from gqa.sequences import Table, Tensor, attend_sequences, int_list
 from gqa.shapes import check_int, check_window, layout_axes
-from gqa.signatures import SequenceOptions, Window
+from gqa.signatures import AnyTensor, Flag, Real, SequenceOptions, Whole, Window
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -125,7 +125,7 @@ class KVCache:
         """Bytes of storage."""
         return sum(x.nbytes for x in self._slots.store)
 
-    def append(self, k: Tensor, v: Tensor, lengths: Any = None) -> KVCache:
+    def append(self, k: AnyTensor, v: AnyTensor, lengths: Any = None) -> KVCache:
         """Write new tokens behind those that are there.
 
         Parameters
@@ -153,36 +153,36 @@ class KVCache:
 
     @overload
     def attend(
-        self, q: Array, k: Tensor | None = ..., v: Tensor | None = ..., *, lengths: Any = ...,
+        self, q: AnyArray, k: AnyTensor | None = ..., v: AnyTensor | None = ..., *, lengths: Any = ...,
         return_lse: Literal[False] = ..., **options: Unpack[SequenceOptions],
     ) -> Array: ...  # fmt: skip
     @overload
     def attend(
-        self, q: Array, k: Tensor | None = ..., v: Tensor | None = ..., *, lengths: Any = ...,
+        self, q: AnyArray, k: AnyTensor | None = ..., v: AnyTensor | None = ..., *, lengths: Any = ...,
         return_lse: Literal[True], **options: Unpack[SequenceOptions],
     ) -> tuple[Array, Array]: ...  # fmt: skip
     @overload
     def attend(
-        self, q: Array, k: Tensor | None = ..., v: Tensor | None = ..., *, lengths: Any = ...,
+        self, q: AnyArray, k: AnyTensor | None = ..., v: AnyTensor | None = ..., *, lengths: Any = ...,
         return_lse: bool = ..., **options: Unpack[SequenceOptions],
     ) -> Array | tuple[Array, Array]: ...  # fmt: skip
     def attend(
         self,
-        q: Array,
-        k: Tensor | None = None,
-        v: Tensor | None = None,
+        q: AnyArray,
+        k: AnyTensor | None = None,
+        v: AnyTensor | None = None,
         *,
         lengths: Any = None,
-        mask: Array | None = None,
-        causal: bool = True,
+        mask: AnyArray | None = None,
+        causal: Flag = True,
         window: Window | None = None,
-        scale: float | None = None,
-        softcap: float = 0.0,
-        sinks: Array | None = None,
+        scale: Real | None = None,
+        softcap: Real = 0.0,
+        sinks: AnyArray | None = None,
         out: Array | None = None,
         out_dtype: Any = None,
         return_lse: bool = False,
-        num_threads: int | None = None,
+        num_threads: Whole | None = None,
     ) -> Array | tuple[Array, Array]:
         """Append k and v, if given, and attend to everything there is.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from gqa.arguments import Array
+from gqa.arguments import AnyArray, Array
 from gqa.caches.pages import PagedSequence, PagePool
 from gqa.caches.storage import as_queries, as_stored, storage_dtype, storage_sizes
 from gqa.options import Options
@@ -21,7 +21,7 @@ from gqa.sequences import (
     int_list,
 )
 from gqa.shapes import check_int, check_shape
-from gqa.signatures import SequenceOptions, Window
+from gqa.signatures import AnyTensor, Flag, Real, SequenceOptions, Whole, Window
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -153,7 +153,7 @@ class PagedKVCache:
     def __copy__(self) -> PagedKVCache:
         return self.copy()
 
-    def append(self, ids: Any, k: Tensor, v: Tensor, lengths: Any) -> PagedKVCache:
+    def append(self, ids: Any, k: AnyTensor, v: AnyTensor, lengths: Any) -> PagedKVCache:
         """Write new tokens behind those that are there.
 
         Parameters
@@ -185,37 +185,37 @@ class PagedKVCache:
 
     @overload
     def attend(
-        self, ids: Any, q: Array, q_lengths: Any, k: Tensor | None = ..., v: Tensor | None = ..., *,
+        self, ids: Any, q: AnyArray, q_lengths: Any, k: AnyTensor | None = ..., v: AnyTensor | None = ..., *,
         return_lse: Literal[False] = ..., **options: Unpack[SequenceOptions],
     ) -> Array: ...  # fmt: skip
     @overload
     def attend(
-        self, ids: Any, q: Array, q_lengths: Any, k: Tensor | None = ..., v: Tensor | None = ..., *,
+        self, ids: Any, q: AnyArray, q_lengths: Any, k: AnyTensor | None = ..., v: AnyTensor | None = ..., *,
         return_lse: Literal[True], **options: Unpack[SequenceOptions],
     ) -> tuple[Array, Array]: ...  # fmt: skip
     @overload
     def attend(
-        self, ids: Any, q: Array, q_lengths: Any, k: Tensor | None = ..., v: Tensor | None = ..., *,
+        self, ids: Any, q: AnyArray, q_lengths: Any, k: AnyTensor | None = ..., v: AnyTensor | None = ..., *,
         return_lse: bool = ..., **options: Unpack[SequenceOptions],
     ) -> Array | tuple[Array, Array]: ...  # fmt: skip
     def attend(
         self,
         ids: Any,
-        q: Array,
+        q: AnyArray,
         q_lengths: Any,
-        k: Tensor | None = None,
-        v: Tensor | None = None,
+        k: AnyTensor | None = None,
+        v: AnyTensor | None = None,
         *,
-        mask: Array | None = None,
-        causal: bool = True,
+        mask: AnyArray | None = None,
+        causal: Flag = True,
         window: Window | None = None,
-        scale: float | None = None,
-        softcap: float = 0.0,
-        sinks: Array | None = None,
+        scale: Real | None = None,
+        softcap: Real = 0.0,
+        sinks: AnyArray | None = None,
         out: Array | None = None,
         out_dtype: Any = None,
         return_lse: bool = False,
-        num_threads: int | None = None,
+        num_threads: Whole | None = None,
     ) -> Array | tuple[Array, Array]:
         """Append k and v, if given, and let each sequence's queries attend its tokens.
 
