@@ -52,6 +52,7 @@ bool Call::set_keys(const Tensor& k, const Tensor& v, const Tensor& past_key, co
   }
   if (!k.data.given() && !past_key.data.given()) return refuse(Rule::no_keys, "k");
   aligned_ = true;
+  tensors_.reserve(4), stores_.reserve(2), store_shapes_.reserve(2);
   if (k.data.given()) {
     if (!add_store(k, v)) return false;
     new_keys_ = store_shapes_.back().tokens;

@@ -10,7 +10,7 @@ SPLIT_KEYS: int
 
 # (q, k, v, past_key, past_value), query_offset, kv_lengths
 def attention(
-    tensors: tuple[Any, Any, Any, Any, Any], query_offset: Any, kv_lengths: Any, options: Options, /
+    tensors: tuple[Any, Any, Any, Any, Any], query_offset: Any, kv_lengths: Any, options: tuple[Any, ...], /
 ) -> Any: ...
 def infer_shapes(
     tensors: tuple[Any, Any, Any, Any, Any], query_offset: Any, kv_lengths: Any, options: Options, /

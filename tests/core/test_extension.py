@@ -10,6 +10,7 @@ import gqa
 from child import output_of
 from extension_call import GOOD, NAMES, attention, zeros
 from gqa import _core, refusals
+from gqa.options import Options
 
 
 def test_a_good_call():
@@ -89,6 +90,15 @@ def test_wrong_kinds(name):
 
 def test_every_rule_has_a_sentence():
     assert sorted(refusals.SENTENCES) == sorted(_core.RULES)
+
+
+def test_options_of_attention_come_in_their_order(monkeypatch):
+    """gqa.attention hands over a plain tuple."""
+    given = {name: object() for name in Options._fields}
+    seen = []
+    monkeypatch.setattr(_core, "attention", lambda tensors, offset, lengths, options: seen.append(options))
+    gqa.attention(1, **given)
+    assert seen == [tuple(given.values())]
 
 
 def test_missing_arguments():
