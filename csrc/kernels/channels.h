@@ -29,6 +29,7 @@ template <class T, int R> struct StreamCoordinates {
 template <class T> class ChannelsInLanes {
  public:
   using States = RowStates<T>;
+  static constexpr bool has_quicker_way = false;  // for few keys
   static constexpr int w = width<T>, max_group = most_rows_at_once<T>, block_keys = channels_block_of<T>;
 
   struct Buffers {
@@ -64,9 +65,6 @@ template <class T> class ChannelsInLanes {
     memset(buffers_.zeros, 0, size_t(buffers_.zeros_bytes));
     buffers_.products.q.load(a_, task_);
   }
-
-  // There is no quicker way for few keys.
-  bool attend_at_once(Interval) const { return false; }
 
   // Attends `keys`, of one split; `states` are cleared.
   void run(Interval keys, const States& states) {

@@ -44,7 +44,8 @@ template <class T, class Loop> void attend_with(const Attention& a, const Task& 
   Scratch scratch(workspace);
   const typename Loop::Buffers buffers(shape, scratch);
   Loop loop(a, task, buffers);
-  if (!task.partial && in_one_split(task, keys) && loop.attend_at_once(keys)) return;
+  if constexpr (Loop::has_quicker_way)
+    if (!task.partial && in_one_split(task, keys) && loop.attend_at_once(keys)) return;
 
   loop.load_queries();
 

@@ -38,8 +38,6 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
   bool edges;     // some row does not attend some key, or a lane's keys end early
   int whole[2];   // edges: the steps [0] to [1] need no masking
 
-  GQA_INLINE T* at(int step, int v) const { return s + step * stride + v * w; }
-
   // Everything that happens to scores; `top` is the maximum of each lane then.
   GQA_INLINE void apply(const Attention& a, const Sequence& sequence, int64_t group, Vec<T> (&top)[N]) const {
     if (a.softcap > 0) soft_cap(T(a.softcap));
@@ -58,28 +56,39 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
       sum[v] = load(l + v * w) * alpha[v];
       store(m + v * w, now);
     }
-    for (int t = 0; t < steps; t++)
+    each_step(0, steps, 1, [&](int, T* x) {
       for (int v = 0; v < N; v++) {
-        const Vec<T> p = exp2<T>(load(at(t, v)) - shift[v]);
-        store(at(t, v), p);
+        const Vec<T> p = exp2<T>(load(x + v * w) - shift[v]);
+        store(x + v * w, p);
         sum[v] += p;
       }
+    });
     for (int v = 0; v < N; v++) store(l + v * w, sum[v]);
   }
 
  private:
+  // f(t, x) for the steps t = from, from + by, ... before `to`, whose first score is at x. With locals in its loop:
+  // what is stored through x could be a member, as far as the compiler knows.
+  template <class F> GQA_INLINE void each_step(int from, int to, int by, F f) const {
+    const int64_t stride_by = int64_t(by) * stride;
+    T* x = s + int64_t(from) * stride;
+    for (int t = from; t < to; t += by, x += stride_by) f(t, x);
+  }
+
   // Takes natural units and gives base 2, as in_natural_units says.
   void soft_cap(T cap) const {
-    for (int t = 0; t < steps; t++)
-      for (int v = 0; v < N; v++) store(at(t, v), tanh<T>(load(at(t, v)) / cap) * (cap * log2e<T>));
+    each_step(0, steps, 1, [=](int, T* x) {
+      for (int v = 0; v < N; v++) store(x + v * w, tanh<T>(load(x + v * w) / cap) * (cap * log2e<T>));
+    });
   }
 
   void add_bias() const {
-    for (int t = 0; t < steps; t++)
+    each_step(0, steps, 1, [offset = bias - s](int, T* x) {
       for (int v = 0; v < N; v++) {
-        const Vec<T> b = load(bias + (at(t, v) - s)), x = load(at(t, v));
-        store(at(t, v), b == -infinity<T> ? b : x + b);
+        const Vec<T> b = load(x + offset + v * w), score = load(x + v * w);
+        store(x + v * w, b == -infinity<T> ? b : score + b);
       }
+    });
   }
 
   // Masks by selection, so that a NaN behind a mask does not show.
@@ -100,19 +109,21 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
   // Masks, in steps [from, to), the keys outside [low, high).
   void mask(int phase, int64_t from, int64_t to, const T* first, const T* low, const T* high) const {
     constexpr int phases = Coordinates::phases;
-    for (int v = 0; v < N; v++) {
-      const Vec<T> lowest = load(low + v * w), highest = load(high + v * w);
-      for (int t = int(from) + (phase + phases - int(from) % phases) % phases; t < to; t += phases) {
-        const Vec<T> key = load(first + v * w) + T(t / phases), x = load(at(t, v));
-        store(at(t, v), key < lowest ? splat(-infinity<T>) : key < highest ? x : splat(-infinity<T>));
+    const int begin_at = int(from) + (phase + phases - int(from) % phases) % phases;
+    each_step(begin_at, int(to), phases, [=](int t, T* x) {
+      for (int v = 0; v < N; v++) {
+        const Vec<T> key = load(first + v * w) + T(t / phases), score = load(x + v * w);
+        const Vec<T> below_high = key < load(high + v * w) ? score : splat(-infinity<T>);
+        store(x + v * w, key < load(low + v * w) ? splat(-infinity<T>) : below_high);
       }
-    }
+    });
   }
 
   GQA_INLINE void maximum(Vec<T> (&top)[N]) const {
     for (int v = 0; v < N; v++) top[v] = splat(-infinity<T>);
-    for (int t = 0; t < steps; t++)
-      for (int v = 0; v < N; v++) top[v] = max(load(at(t, v)), top[v]);
+    each_step(0, steps, 1, [&](int, T* x) {
+      for (int v = 0; v < N; v++) top[v] = max(load(x + v * w), top[v]);
+    });
   }
 };
 
