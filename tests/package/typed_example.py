@@ -54,7 +54,7 @@ def packed(q: Array, k: Array, v: Array, with_lse: bool) -> None:
     starts = [0, 3, 7]
     assert_type(gqa.varlen_attention(q, k, v, starts, starts), Array)
     assert_type(gqa.varlen_attention(q, k, v, starts, starts, causal=True, window=(3, None), return_lse=False), Array)
-    assert_type(gqa.varlen_attention(q, k, v, np.array(starts), starts, kv_lengths=[1, 2], return_lse=True), Pair)
+    assert_type(gqa.varlen_attention(q, k, v, np.array(starts), starts, out_dtype="float32", return_lse=True), Pair)
     assert_type(gqa.varlen_attention(q, k, v, starts, starts, return_lse=with_lse), Array | Pair)
 
 
@@ -62,7 +62,7 @@ def cached(q: Array, k: Array, v: Array, with_lse: bool) -> None:
     cache = gqa.KVCache(2, 8, 4096, 128, dtype="float16", window=512, layout="bshd")
     assert_type(cache.append(k, v).append(k, v, lengths=[1, 0]), gqa.KVCache)
     assert_type(cache.attend(q, k, v), Array)
-    assert_type(cache.attend(q, k, v, softcap=30.0, return_lse=True), Pair)
+    assert_type(cache.attend(q, k, v, softcap=30.0, out_dtype=np.float32, return_lse=True), Pair)
     assert_type(cache.attend(q, lengths=None, return_lse=with_lse), Array | Pair)
     assert_type(cache.truncate([3, 4]).select([0]).grow(8192).reset().copy(), gqa.KVCache)
     assert_type(cache.lengths, npt.NDArray[np.int64])
