@@ -44,14 +44,20 @@ def contiguous_channels(x: Array) -> Array:
     return x if x.shape[-1] <= 1 or x.strides[-1] == x.itemsize else np.ascontiguousarray(x)
 
 
-def int_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
-    """`value` as int64 of that shape; TypeError if it holds no integers, ValueError if its shape is another."""
+def listed(name: str, value: Any) -> Array:
+    """A list of integers, or an array or tensor of anything, as an array."""
+    if hasattr(value, "__dlpack__"):
+        return as_array(name, value)
     x = np.asarray(value)
-    if x.size == 0 and not isinstance(value, np.ndarray):
-        x = x.astype(np.int64)
+    return x if x.size else x.astype(np.int64)
+
+
+def int_array(name: str, value: Any, shape: tuple[int, ...] | None = None) -> Array:
+    """`value` as int64 of that shape; TypeError if it holds no integers, ValueError if its shape is another."""
+    x = listed(name, value)
     if x.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {x.dtype}, expected integers")
-    if x.shape != shape:
+    if shape is not None and x.shape != shape:
         raise ValueError(f"{name} has shape {x.shape}, expected {shape}")
     if x.dtype.kind == "u":  # too large for int64 is too large for any use
         x = np.minimum(x.astype(np.uint64), np.uint64(np.iinfo(np.int64).max))

@@ -58,9 +58,12 @@ def table(rows: Sequence[tuple[int, ...]], columns: int) -> Table:
     return np.array(rows, np.int64).reshape(-1, columns)
 
 
-def int_list(name: str, value: Any, count: int) -> list[int]:
+def int_list(name: str, value: Any, count: int | None = None) -> list[int]:
     """`value` as a list of that many ints; TypeError if it holds no integers, ValueError if there are others."""
-    integers: list[int] = int_array(name, value, (count,)).tolist()
+    array = int_array(name, value, None if count is None else (count,))
+    if array.ndim != 1:
+        raise ValueError(f"{name} has shape {array.shape}, expected ({array.size},)")
+    integers: list[int] = array.tolist()
     return integers
 
 

@@ -141,7 +141,7 @@ def varlen_attention(
 
 def _boundaries(name: str, value: Any, tokens: int) -> Table:
     """Where sequences begin and end, checked."""
-    ends = int_array(name, value, np.shape(value))
+    ends = int_array(name, value)
     if ends.ndim != 1 or len(ends) == 0:
         raise ValueError(f"{name} has shape {ends.shape}, expected (number of sequences + 1,)")
     if ends[0] != 0:

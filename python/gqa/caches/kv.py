@@ -276,7 +276,7 @@ class KVCache:
         KVCache
             Itself, so that calls can be chained: ``cache.copy().select([0, 0])``.
         """
-        indices = int_list("rows", rows, np.size(rows))
+        indices = int_list("rows", rows)
         for i, b in enumerate(indices):
             if not 0 <= b < len(self._slots.lengths):
                 raise ValueError(f"rows[{i}] is {b}, expected 0 to {len(self._slots.lengths) - 1}")

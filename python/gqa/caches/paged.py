@@ -281,7 +281,7 @@ class PagedKVCache:
         return number
 
     def _find(self, ids: Any) -> list[PagedSequence]:
-        numbers = int_list("ids", ids, np.size(ids))
+        numbers = int_list("ids", ids)
         for i, id_ in enumerate(numbers):
             if id_ not in self._sequences:
                 raise ValueError(f"ids[{i}] is {id_}, which is no sequence of this cache")

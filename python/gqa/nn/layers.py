@@ -30,9 +30,10 @@ class Layer:
         check_keys(self.name, state, self.shapes)
         read = {}
         for name, shape in self.shapes.items():
-            x = np.asarray(state[name])
-            require_float(f"{self.name}.{name}", x.dtype.name)
-            check_shape(f"{self.name}.{name}", x.shape, shape)
+            parameter, given = f"{self.name}.{name}", state[name]
+            x = as_array(parameter, given) if hasattr(given, "__dlpack__") else np.asarray(given)
+            require_float(parameter, x.dtype.name)
+            check_shape(parameter, x.shape, shape)
             read[name] = x.astype(self.dtype)
         return read
 

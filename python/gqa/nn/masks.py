@@ -19,7 +19,8 @@ def four_axes(mask: Any, scores: Shape) -> Array:
     ValueError
         If it does not broadcast; if it has negative values or NaN, as a mask to be added to scores has.
     """
-    check_broadcast("mask", as_array("mask", mask).shape, scores)
+    mask = as_array("mask", mask)
+    check_broadcast("mask", mask.shape, scores)
     if not (mask >= 0).all():
         raise ValueError("mask has negative values or NaN, expected True or nonzero where to attend, else False or 0")
     allowed: Array = mask.astype(bool).reshape((1,) * (len(scores) - mask.ndim) + mask.shape)

@@ -274,9 +274,11 @@ class MultiHeadAttention:
         inputs = {"inputs_q": inputs_q, "inputs_k": inputs_k, "inputs_v": inputs_v}
         for name, x in inputs.items():
             features = self.in_features if name == "inputs_q" else self.in_kv_features
-            require_float(name, dtype_name(name, as_array(name, x)))
+            inputs[name] = x = as_array(name, x)
+            require_float(name, dtype_name(name, x))
             if x.ndim < 2 or x.shape[-1] != features:
                 raise ValueError(f"{name} has shape {x.shape}, expected (..., length, {features})")
+        inputs_q, inputs_k, inputs_v = inputs.values()
         leading, queries, keys = inputs_q.shape[:-2], inputs_q.shape[-2], inputs_k.shape[-2]
         check_shape("inputs_k", inputs_k.shape, (*leading, keys, self.in_kv_features))
         check_shape("inputs_v", inputs_v.shape, inputs_k.shape)

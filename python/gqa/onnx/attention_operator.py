@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gqa.arguments import Array, as_array, dtype_name, lengths_array
+from gqa.arguments import Array, as_array, dtype_name, lengths_array, listed
 from gqa.dtypes import compute_dtype
 from gqa.onnx.attention_schema import AttentionAttributes, attention_sizes, output_shape
-from gqa.onnx.schema import AttentionShapes, check_precision, integer_input, split_heads
+from gqa.onnx.schema import AttentionShapes, check_precision, split_heads
 from gqa.onnx.scores import allowed_keys, masked, scores, soft_capped, softmax
 from gqa.rules import default_scale
 from gqa.scaled_dot_product import attention as attend
@@ -123,7 +123,8 @@ def attention(
         is_causal, scale, softcap, q_num_heads, kv_num_heads, softmax_precision, qk_matmul_output_mode,
         left_window_size, right_window_size, opset, present, qk_matmul_output,
     )  # fmt: skip
-    nonpad_kv_seqlen = integer_input(nonpad_kv_seqlen)
+    if nonpad_kv_seqlen is not None:
+        nonpad_kv_seqlen = listed("nonpad_kv_seqlen", nonpad_kv_seqlen)
     given = {
         "Q": Q, "K": K, "V": V, "attn_mask": attn_mask, "past_key": past_key, "past_value": past_value,
         "nonpad_kv_seqlen": nonpad_kv_seqlen,
@@ -134,13 +135,15 @@ def attention(
         {name: dtype_name(name, x) for name, x in arrays.items()},
         attributes,
     )
+    Q, K, V = (arrays[name] for name in ("Q", "K", "V"))
+    past_key, past_value = arrays.get("past_key"), arrays.get("past_value")
     lengths = _lengths(nonpad_kv_seqlen, sizes)
     offset = np.full(sizes.batch, sizes.past_keys) if lengths is None else lengths - sizes.queries
 
     q, k, v = Q, K, V
     if Q.ndim == 3:
         q, k, v = split_heads(Q, sizes.query_heads), split_heads(K, sizes.kv_heads), split_heads(V, sizes.kv_heads)
-    mask = attn_mask
+    mask = arrays.get("attn_mask")
     if mask is not None and mask.dtype.kind in "iu":
         mask = mask.astype(compute_dtype(Q.dtype.name, V.dtype.name))
 

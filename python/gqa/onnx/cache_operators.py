@@ -19,7 +19,7 @@ def tensor_scatter(
     Token i of batch entry b goes to slot write_indices[b] + i, default 0 + i; modulo the number of slots where mode is
     "circular". Slots that are not there are refused, before anything is copied.
     """
-    as_array("past_cache", past_cache), as_array("update", update)
+    past_cache, update = as_array("past_cache", past_cache), as_array("update", update)
     if update.dtype != past_cache.dtype:
         raise TypeError(f"update has dtype {update.dtype}, expected {past_cache.dtype} as past_cache")
     if mode not in ("linear", "circular"):

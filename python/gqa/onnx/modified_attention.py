@@ -31,6 +31,7 @@ def modified_attention(
 ) -> Array:
     """FlexAttention with modifiers that are functions; the arguments are those of the operator."""
     arrays = {"Q": as_array("Q", Q), "K": as_array("K", K), "V": as_array("V", V)}
+    Q, K, V = arrays.values()
     dtypes = {name: dtype_name(name, x) for name, x in arrays.items()}
     sizes = _check({name: x.shape for name, x in arrays.items()}, dtypes, scale)
     precision = dtype_named(check_precision(softmax_precision) or ("float64" if Q.dtype == np.float64 else "float32"))

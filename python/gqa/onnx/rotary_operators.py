@@ -28,8 +28,7 @@ def rotary_embedding(
     The tables are (positions, rotary_embedding_dim / 2) with position_ids (B, S), or else (B, S, rotary_embedding_dim
     / 2), rows already selected. rotary_embedding_dim 0 is D.
     """
-    arrays = {"X": X, "cos_cache": cos_cache, "sin_cache": sin_cache}
-    check_type_variable({name: dtype_name(name, as_array(name, x)) for name, x in arrays.items()}, *arrays)
+    X, cos_cache, sin_cache = _of_one_type(X=X, cos_cache=cos_cache, sin_cache=sin_cache)
     x = _by_heads("X", X, num_heads)
     batch, _, tokens, channels = x.shape
     half = _check_tables(cos_cache, sin_cache, rotary_embedding_dim or channels)
@@ -58,8 +57,7 @@ def microsoft_rotary_embedding(
     Without num_heads, the heads of an input (B, S, H * D) are as wide as the tables turn. As in ONNX Runtime, scale has
     no effect, and is_packed_batching says no more than positions do: there may be more tokens than rows of the tables.
     """
-    arrays = {"input": input, "cos_cache": cos_cache, "sin_cache": sin_cache}
-    check_type_variable({name: dtype_name(name, as_array(name, x)) for name, x in arrays.items()}, *arrays)
+    input, cos_cache, sin_cache = _of_one_type(input=input, cos_cache=cos_cache, sin_cache=sin_cache)
     check_choice("is_packed_batching", is_packed_batching, (0, 1))
     check_float("scale", scale)
     if input.ndim == 3 and num_heads == 0 and cos_cache.ndim == 2 and cos_cache.shape[1]:
@@ -67,7 +65,7 @@ def microsoft_rotary_embedding(
     x = _by_heads("input", input, num_heads)
     _check_tables(cos_cache, sin_cache, rotary_embedding_dim or 2 * cos_cache.shape[-1])
     batch, _, tokens, _ = x.shape
-    positions = int_array("position_ids", position_ids, np.shape(position_ids))
+    positions = int_array("position_ids", position_ids)
     if positions.shape in ((), (1,)):
         positions = np.broadcast_to(positions + np.arange(tokens), (batch, tokens))
     elif positions.shape != (batch, tokens):
@@ -82,6 +80,13 @@ def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
     wide /= np.sqrt(np.mean(np.square(wide), axis=-1, keepdims=True) + epsilon)
     wide *= weight.astype(wide.dtype)
     return wide.astype(x.dtype, copy=False)
+
+
+def _of_one_type(**tensors: Any) -> list[Array]:
+    """Tensors as arrays of floats; raises unless they are of the same type."""
+    arrays = {name: as_array(name, x) for name, x in tensors.items()}
+    check_type_variable({name: dtype_name(name, x) for name, x in arrays.items()}, *arrays)
+    return list(arrays.values())
 
 
 def _by_heads(name: str, x: Array, num_heads: Any) -> Array:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from gqa.arguments import Array
 from gqa.dtypes import require_float
 from gqa.rules import check_group
@@ -61,14 +59,6 @@ def check_type_variable(dtypes: dict[str, str], *names: str) -> None:
         require_float(name, dtypes[name])
         if dtypes[name] != dtypes[given[0]]:
             raise TypeError(f"{name} has dtype {dtypes[name]}, expected {dtypes[given[0]]} as {given[0]}")
-
-
-def integer_input(value: Any) -> Array | None:
-    """An input of integers, which may also be given as a list of them, as an array."""
-    if value is None or isinstance(value, np.ndarray):
-        return value
-    x = np.asarray(value)
-    return x if x.size else x.astype(np.int64)
 
 
 def check_integers(name: str, dtypes: dict[str, str]) -> None:

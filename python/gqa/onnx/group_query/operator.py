@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gqa.arguments import Array, int_array
+from gqa.arguments import Array, as_array, int_array, listed
 from gqa.onnx.group_query.cached_attention import over_cache, over_sliding_cache
 from gqa.onnx.group_query.presents import check_presents, write_present
 from gqa.onnx.group_query.quantized_cache import quantization
-from gqa.onnx.group_query.shapes import GroupQueryShapes, check_call
+from gqa.onnx.group_query.shapes import GroupQueryShapes, as_arrays, check_call
 from gqa.onnx.group_query.timeline import Place, places
 from gqa.onnx.rotary_operators import rms_norm
-from gqa.onnx.schema import integer_input
 from gqa.rotary_embedding import rotary
 from gqa.shapes import check_int
 
@@ -171,13 +170,18 @@ def group_query_attention(
     >>> bool(np.all(shared.output == result.output))
     True
     """
-    seqlens_k, total_sequence_length, position_ids = map(
-        integer_input, (seqlens_k, total_sequence_length, position_ids)
-    )
-    inputs = (
+    seqlens_k = None if seqlens_k is None else listed("seqlens_k", seqlens_k)
+    if total_sequence_length is not None:
+        total_sequence_length = listed("total_sequence_length", total_sequence_length)
+    position_ids = None if position_ids is None else listed("position_ids", position_ids)
+    inputs = as_arrays((
         query, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos_cache, sin_cache, position_ids,
         attention_bias, head_sink, k_scale, v_scale, q_norm_weight, k_norm_weight,
-    )  # fmt: skip
+    ))  # fmt: skip
+    (
+        query, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos_cache, sin_cache, position_ids,
+        attention_bias, head_sink, k_scale, v_scale, q_norm_weight, k_norm_weight,
+    ) = inputs  # fmt: skip
     attributes, sizes = check_call(inputs, (
         num_heads, kv_num_heads, scale, softcap, local_window_size, causal, do_rotary, rotary_interleaved,
         smooth_softmax, qk_output, k_quant_type, v_quant_type, kv_cache_bit_width, sliding_window_cache,
@@ -192,8 +196,9 @@ def group_query_attention(
         positions = _rotary_positions(position_ids, found, sizes, total, len(cos_cache))
     formats = quantization(k_scale, v_scale, attributes, sizes.kv_heads)
     buffers = {"present_key": present_key, "present_value": present_value}
-    if given := {name: x for name, x in buffers.items() if x is not None}:
+    if given := {name: as_array(name, x) for name, x in buffers.items() if x is not None}:
         check_presents(given, inputs, sizes, attributes, total)
+        present_key, present_value = given.values()
 
     q, k, v = _heads(query, key, value, sizes)
     if q_norm_weight is not None and k_norm_weight is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gqa.arguments import Array, as_array, dtype_name, sharing_memory
+from gqa.arguments import Array, dtype_name, sharing_memory
 from gqa.onnx.group_query.attributes import INPUTS, GroupQueryAttributes
 from gqa.onnx.group_query.shapes import GroupQueryShapes
 from gqa.onnx.group_query.timeline import Place
@@ -37,7 +37,7 @@ def check_presents(
         ("present_value", INPUTS.index("past_value"), buffers["present_key"]),
     ):
         buffer = buffers[name]
-        in_place = is_same_memory(as_array(name, buffer), inputs[past])
+        in_place = is_same_memory(buffer, inputs[past])
         if sizes.shared:
             if not in_place:
                 raise ValueError(f"{name} is not the past itself, which stays as it is without new keys and values")

@@ -66,14 +66,17 @@ class GroupQueryShapes:
             )
 
 
+def as_arrays(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs as arrays, None where one is not given."""
+    if _PLAIN.issuperset(map(type, inputs)):
+        return inputs
+    return tuple(None if x is None else as_array(name, x) for name, x in zip(INPUTS, inputs))
+
+
 def check_call(
     inputs: tuple[Array | None, ...], attributes: tuple[Any, ...]
 ) -> tuple[GroupQueryAttributes, GroupQueryShapes]:
     """Check all that needs no values; what stays the same from one step of a model to the next is checked once."""
-    if not _PLAIN.issuperset(map(type, inputs)):
-        for name, x in zip(INPUTS, inputs):
-            if x is not None:
-                as_array(name, x)
     types = tuple([None if x is None else (x.shape, x.dtype) for x in inputs])
     try:
         return _checked(types, *attributes)

@@ -39,16 +39,17 @@ def evaluate(model: onnx.ModelProto, inputs: dict[str, Array], num_threads: int 
     for name in inputs:
         if name not in declared:
             raise ValueError(f"the model has no input {name!r}, expected {', '.join(declared) or 'none'}")
+    arrays = {}
     for name, tensor in declared.items():
         if name in inputs:
-            _check_input(name, inputs[name], tensor)
+            arrays[name] = _checked_input(name, inputs[name], tensor)
         elif name not in constants:
             raise ValueError(f"input {name!r} is missing, the model takes {', '.join(declared)}")
     try:
         evaluator = evaluator_class(num_threads)(model)
     except (NotImplementedError, RuntimeError) as error:
         raise ValueError(f"the model has an operator that cannot be run: {error}") from error
-    return dict(zip(evaluator.output_names, evaluator.run(None, inputs)))
+    return dict(zip(evaluator.output_names, evaluator.run(None, arrays)))
 
 
 def with_bfloat16(model: onnx.ModelProto, arrays: dict[str, Array]) -> dict[str, Array]:
@@ -60,9 +61,9 @@ def with_bfloat16(model: onnx.ModelProto, arrays: dict[str, Array]) -> dict[str,
     }
 
 
-def _check_input(name: str, x: Any, declared: onnx.TypeProto.Tensor) -> None:
-    """Raise unless the array is of the dtype and shape that the model declares, as far as it does."""
-    x = as_array(f"input {name!r}", x)
+def _checked_input(name: str, given: Any, declared: onnx.TypeProto.Tensor) -> Array:
+    """An input as an array; raises unless it is of the dtype and shape that the model declares, as far as it does."""
+    x = as_array(f"input {name!r}", given)
     if declared.elem_type:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(declared.elem_type)
         if x.dtype != dtype:
@@ -72,3 +73,4 @@ def _check_input(name: str, x: Any, declared: onnx.TypeProto.Tensor) -> None:
         if len(sizes) != x.ndim or any(want not in (None, got) for want, got in zip(sizes, x.shape)):
             names = [d.dim_param or "?" if n is None else str(n) for n, d in zip(sizes, declared.shape.dim)]
             raise ValueError(f"input {name!r} has shape {x.shape}, expected ({', '.join(names)})")
+    return x
