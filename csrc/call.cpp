@@ -11,8 +11,7 @@
 namespace gqa {
 namespace {
 
-constexpr int most_mask_axes = 4;  // batch, heads, queries, keys
-constexpr int64_t most_channels = 1 << 16;
+constexpr int most_mask_axes = 4;       // batch, heads, queries, keys
 constexpr double largest_scale = 1e30;  // scores in float32 stay finite for any ordinary q and k
 constexpr double smallest_softcap = 1e-20, largest_softcap = 1e30;
 

@@ -14,6 +14,8 @@
 
 namespace gqa {
 
+constexpr int64_t most_channels = 1 << 16;  // of head_dim
+
 // Keys or values, under the name that the caller has for them.
 struct Tensor {
   const char* name = "";

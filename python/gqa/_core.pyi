@@ -4,6 +4,9 @@ from gqa.arguments import Array
 from gqa.options import Options
 
 __version__: str
+MOST_CHANNELS: int
+SEQUENCE_COLUMNS: int
+RUN_COLUMNS: int
 OPTIONS: tuple[str, ...]
 RULES: tuple[str, ...]
 SPLIT_KEYS: int

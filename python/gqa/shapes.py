@@ -6,13 +6,15 @@ import math
 import operator
 from typing import Any
 
+from gqa import _core
+
 Shape = tuple[int, ...]
 
 LAYOUTS = {
     "bhsd": ("batch", "heads", "tokens", "head_dim"),
     "bshd": ("batch", "tokens", "heads", "head_dim"),
 }
-MOST_CHANNELS = 65536
+MOST_CHANNELS: int = _core.MOST_CHANNELS
 
 
 def layout_axes(layout: Any) -> tuple[str, ...]:

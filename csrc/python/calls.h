@@ -1,0 +1,41 @@
+// calls.h: what the extension's functions for attention have in common.
+//
+// They are plain functions of Python's C API: a call of a few microseconds would feel pybind11's dispatcher.
+#pragma once
+
+#include <exception>
+#include <new>
+
+#include "options.h"
+
+namespace gqa {
+
+// Calls `work`, which returns a py::object, with its C++ exceptions as Python's.
+template <class F> PyObject* guarded(const F& work) {
+  try {
+    return work().release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+// TypeError unless a function has so many arguments, a tuple so many items; returns the items.
+void require_arguments(const char* function, Py_ssize_t count, Py_ssize_t expected);
+PyObject* const* items_of(PyObject* tuple, Py_ssize_t count, const char* what);
+
+TensorView query_view(Views& views, PyObject* q);
+
+// The output, or (output, lse). q: the object, whose dtype a new output takes.
+py::object compute(Call& call, const OptionReader& reader, PyObject* q);
+
+PyObject* attend_sequences(PyObject*, PyObject* const* args, Py_ssize_t count);
+constexpr int sequence_columns = 10, run_columns = 4;  // of its tables
+
+}  // namespace gqa

@@ -1,0 +1,93 @@
+// sequences.cpp: the extension's function `attend_sequences`, which packed batches and caches call.
+#include "calls.h"
+#include "refusals.h"
+#include "scalars.h"
+
+namespace gqa {
+namespace {
+
+// A C-contiguous int64 array of rows of `columns` numbers.
+class Table {
+ public:
+  Table(PyObject* object, const char* name, int columns) : columns_(columns) {
+    if (is_array(object)) array_ = py::reinterpret_borrow<py::array>(object);
+    if (!is_array(object) || array_.ndim() != 2 || !array_.dtype().equal(py::dtype::of<int64_t>()) ||
+        array_.shape(1) != columns || !(array_.flags() & py::array::c_style))
+      refuse(Rule::table, name, py::int_(columns));
+    rows_ = array_.shape(0);
+    data_ = static_cast<const int64_t*>(array_.data());
+  }
+  int64_t rows() const { return rows_; }
+  const int64_t* row(int64_t i) const { return data_ + i * columns_; }
+
+ private:
+  py::array array_;
+  const int columns_;
+  int64_t rows_ = 0;
+  const int64_t* data_ = nullptr;
+};
+
+// tensors: where their views are kept.
+void add_stores(Call& call, Views& views, PyObject* stores, std::vector<Tensor>& tensors) {
+  if (!PyTuple_Check(stores) || PyTuple_GET_SIZE(stores) == 0) refuse(Rule::stores, "stores");
+  const Py_ssize_t number = PyTuple_GET_SIZE(stores);
+  tensors.reserve(size_t(2 * number));
+  for (Py_ssize_t i = 0; i < number; i++) {
+    PyObject* const* const items = items_of(PyTuple_GET_ITEM(stores, i), 4, "a store");
+    const char *k_name = PyUnicode_AsUTF8(items[0]), *v_name = PyUnicode_AsUTF8(items[2]);
+    if (!k_name || !v_name) throw py::error_already_set();
+    const Tensor& k = tensors.emplace_back(views.tensor(items[1], k_name));
+    const Tensor& v = tensors.emplace_back(views.tensor(items[3], v_name));
+    if (!call.add_store(k, v)) raise(call.refusal());
+  }
+}
+
+void add_sequences(SequenceList& list, const Table& sequences, const Table& runs) {
+  list.reserve(sequences.rows(), runs.rows());
+  int64_t run = 0;
+  for (int64_t i = 0; i < sequences.rows(); i++) {
+    const int64_t* s = sequences.row(i);
+    if (s[9] < 0 || s[9] > runs.rows() - run) refuse(Rule::rows, "runs");
+    for (const int64_t end = run + s[9]; run < end; run++) {
+      const int64_t* r = runs.row(run);
+      if (!list.add_run(r[0], r[1], r[2], r[3])) raise(list.refusal());
+    }
+    Sequence sequence{};
+    sequence.batch = s[0], sequence.token = s[1], sequence.queries = s[2], sequence.padding = s[3];
+    sequence.origin = s[4], sequence.offset = s[5], sequence.keys = s[6];
+    sequence.mask_batch = s[7], sequence.mask_key = s[8];
+    if (!list.add_sequence(sequence)) raise(list.refusal());
+  }
+}
+
+}  // namespace
+
+// Attention of sequences that lie anywhere in q, and whose keys are any runs of any stores.
+// stores: a tuple of tuples (name of k, k, name of v, v), three or four axes each.
+// tables: (sequences, runs, mask_shape). Rows of sequences: batch, token, queries, padding, origin, offset, keys, mask
+// batch, mask key, number of runs; of runs: store, batch, token, count, those of the first sequence first. mask_shape:
+// batch, queries and keys that the mask broadcasts to, next to the heads of q.
+PyObject* attend_sequences(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  return guarded([&] {
+    require_arguments("attend_sequences", count, 4);
+    PyObject* const* const tables = items_of(args[2], 3, "the tables");
+    PyObject* const* const sizes = items_of(tables[2], 3, "the mask's shape");
+    const MaskShape mask_shape{read_integer(sizes[0], "mask_shape"), read_integer(sizes[1], "mask_shape"),
+                               read_integer(sizes[2], "mask_shape")};
+    OptionReader reader(args[3]);
+    reader.read_numbers();
+    Views views;
+    Call call(reader.options());
+    const TensorView q = query_view(views, args[0]);
+    reader.read_tensors(views);
+    if (!call.set_query(q)) raise(call.refusal());
+    std::vector<Tensor> tensors;
+    add_stores(call, views, args[1], tensors);
+    if (!call.set_options(&mask_shape)) raise(call.refusal());
+    add_sequences(call.sequences(mask_shape), Table(tables[0], "sequences", sequence_columns),
+                  Table(tables[1], "runs", run_columns));
+    return compute(call, reader, args[0]);
+  });
+}
+
+}  // namespace gqa
