@@ -42,6 +42,11 @@ def foreign(x: Tensor, cache: gqa.KVCache) -> None:
     assert_type(gqa.rotary(x, x, x), Array)
     assert_type(gqa.quantize(x), gqa.Quantized)
     assert_type(gqa.merge_states([x, x], [x, x]), Pair)
+    assert_type(gqa.onnx.attention(x, x, x, past_key=x, past_value=x).Y, Array)
+    assert_type(gqa.onnx.group_query_attention(x, x, x, num_heads=8, kv_num_heads=2).output, Array)
+    assert_type(gqa.onnx.flex_attention(x, x, x), Array)
+    assert_type(gqa.onnx.run("model.onnx", {"x": x}), dict[str, Array])
+    assert_type(gqa.nn.MultiHeadAttention(8, 256)(x, x, mask=x), Array)
 
 
 def numbers_of_numpy(q: Array, k: Array, v: Array) -> None:

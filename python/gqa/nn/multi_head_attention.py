@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gqa.arguments import Array, as_array, dtype_name
+from gqa.arguments import AnyArray, Array, as_array, dtype_name
 from gqa.dtypes import FLOATS, dtype_named, name_of, require_float
 from gqa.nn.dropout import attend_kept
 from gqa.nn.layers import Layer, LayerNorm, Linear, check_keys
@@ -221,11 +221,11 @@ class MultiHeadAttention:
 
     def __call__(
         self,
-        inputs_q: Array,
-        inputs_k: Array | None = None,
-        inputs_v: Array | None = None,
+        inputs_q: AnyArray,
+        inputs_k: AnyArray | None = None,
+        inputs_v: AnyArray | None = None,
         *,
-        mask: Array | None = None,
+        mask: AnyArray | None = None,
         is_causal: bool = False,
         decode: bool | None = None,
         deterministic: bool | None = None,
@@ -271,10 +271,10 @@ class MultiHeadAttention:
             raise ValueError("inputs_v is given without inputs_k")
         inputs_k = inputs_q if inputs_k is None else inputs_k
         inputs_v = inputs_k if inputs_v is None else inputs_v
-        inputs = {"inputs_q": inputs_q, "inputs_k": inputs_k, "inputs_v": inputs_v}
+        given = {"inputs_q": inputs_q, "inputs_k": inputs_k, "inputs_v": inputs_v}
+        inputs = {name: as_array(name, x) for name, x in given.items()}
         for name, x in inputs.items():
             features = self.in_features if name == "inputs_q" else self.in_kv_features
-            inputs[name] = x = as_array(name, x)
             require_float(name, dtype_name(name, x))
             if x.ndim < 2 or x.shape[-1] != features:
                 raise ValueError(f"{name} has shape {x.shape}, expected (..., length, {features})")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gqa.arguments import Array, as_array, dtype_name, lengths_array, listed
+from gqa.arguments import AnyArray, Array, as_array, dtype_name, lengths_array, listed
 from gqa.dtypes import compute_dtype
 from gqa.onnx.attention_schema import AttentionAttributes, attention_sizes, output_shape
 from gqa.onnx.schema import AttentionShapes, check_precision, split_heads
@@ -25,12 +25,12 @@ class AttentionOutputs(NamedTuple):
 
 
 def attention(
-    Q: Array,
-    K: Array,
-    V: Array,
-    attn_mask: Array | None = None,
-    past_key: Array | None = None,
-    past_value: Array | None = None,
+    Q: AnyArray,
+    K: AnyArray,
+    V: AnyArray,
+    attn_mask: AnyArray | None = None,
+    past_key: AnyArray | None = None,
+    past_value: AnyArray | None = None,
     nonpad_kv_seqlen: Any = None,
     *,
     is_causal: int = 0,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from gqa.arguments import Array
+from gqa.arguments import AnyArray, Array
 from gqa.onnx.modified_attention import Modifier, modified_attention
 
 
 def flex_attention(
-    Q: Array,
-    K: Array,
-    V: Array,
+    Q: AnyArray,
+    K: AnyArray,
+    V: AnyArray,
     *,
     scale: float | None = None,
     softmax_precision: int | None = None,

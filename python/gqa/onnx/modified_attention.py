@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gqa.arguments import Array, as_array, dtype_name
+from gqa.arguments import AnyArray, Array, as_array, dtype_name
 from gqa.dtypes import dtype_named, name_of
 from gqa.onnx.schema import AttentionShapes, check_names, check_precision, check_type_variable, grouped_shapes
 from gqa.onnx.scores import scores, softmax, weighted_values
@@ -19,9 +19,9 @@ Modifier = Callable[[Array], Array]
 
 
 def modified_attention(
-    Q: Array,
-    K: Array,
-    V: Array,
+    Q: AnyArray,
+    K: AnyArray,
+    V: AnyArray,
     *,
     scale: float | None = None,
     softmax_precision: int | None = None,

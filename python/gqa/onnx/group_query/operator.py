@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gqa.arguments import Array, as_array, int_array, listed
+from gqa.arguments import AnyArray, Array, as_array, int_array, listed
 from gqa.onnx.group_query.cached_attention import over_cache, over_sliding_cache
 from gqa.onnx.group_query.presents import check_presents, write_present
 from gqa.onnx.group_query.quantized_cache import quantization
@@ -28,22 +28,22 @@ class GroupQueryAttentionOutputs(NamedTuple):
 
 
 def group_query_attention(
-    query: Array,
-    key: Array | None = None,
-    value: Array | None = None,
-    past_key: Array | None = None,
-    past_value: Array | None = None,
+    query: AnyArray,
+    key: AnyArray | None = None,
+    value: AnyArray | None = None,
+    past_key: AnyArray | None = None,
+    past_value: AnyArray | None = None,
     seqlens_k: Any = None,
     total_sequence_length: Any = None,
-    cos_cache: Array | None = None,
-    sin_cache: Array | None = None,
+    cos_cache: AnyArray | None = None,
+    sin_cache: AnyArray | None = None,
     position_ids: Any = None,
-    attention_bias: Array | None = None,
-    head_sink: Array | None = None,
-    k_scale: Array | None = None,
-    v_scale: Array | None = None,
-    q_norm_weight: Array | None = None,
-    k_norm_weight: Array | None = None,
+    attention_bias: AnyArray | None = None,
+    head_sink: AnyArray | None = None,
+    k_scale: AnyArray | None = None,
+    v_scale: AnyArray | None = None,
+    q_norm_weight: AnyArray | None = None,
+    k_norm_weight: AnyArray | None = None,
     *,
     num_heads: int,
     kv_num_heads: int,
@@ -60,8 +60,8 @@ def group_query_attention(
     kv_cache_bit_width: int = 0,
     sliding_window_cache: int = 0,
     qk_norm_epsilon: float = 1e-6,
-    present_key: Array | None = None,
-    present_value: Array | None = None,
+    present_key: AnyArray | None = None,
+    present_value: AnyArray | None = None,
     num_threads: int | None = None,
 ) -> GroupQueryAttentionOutputs:
     """The operator GroupQueryAttention of com.microsoft: attention, rotary embedding and a KV cache in one.
@@ -179,7 +179,7 @@ def group_query_attention(
         attention_bias, head_sink, k_scale, v_scale, q_norm_weight, k_norm_weight,
     ))  # fmt: skip
     (
-        query, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos_cache, sin_cache, position_ids,
+        _, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos_cache, sin_cache, position_ids,
         attention_bias, head_sink, k_scale, v_scale, q_norm_weight, k_norm_weight,
     ) = inputs  # fmt: skip
     attributes, sizes = check_call(inputs, (
@@ -187,6 +187,7 @@ def group_query_attention(
         smooth_softmax, qk_output, k_quant_type, v_quant_type, kv_cache_bit_width, sliding_window_cache,
         qk_norm_epsilon,
     ))  # fmt: skip
+    query = as_array("query", inputs[0])
     if num_threads is not None:
         num_threads = check_int("num_threads", num_threads, 1)
     total = int(total_sequence_length.item())
@@ -196,9 +197,9 @@ def group_query_attention(
         positions = _rotary_positions(position_ids, found, sizes, total, len(cos_cache))
     formats = quantization(k_scale, v_scale, attributes, sizes.kv_heads)
     buffers = {"present_key": present_key, "present_value": present_value}
-    if given := {name: as_array(name, x) for name, x in buffers.items() if x is not None}:
+    given = {name: as_array(name, x) for name, x in buffers.items() if x is not None}
+    if given:
         check_presents(given, inputs, sizes, attributes, total)
-        present_key, present_value = given.values()
 
     q, k, v = _heads(query, key, value, sizes)
     if q_norm_weight is not None and k_norm_weight is not None:
@@ -219,8 +220,8 @@ def group_query_attention(
     options = attention_bias, sinks, formats, found, total, attributes, num_threads
 
     past = None if past_key is None or past_value is None else (past_key, past_value)
-    if present_key is not None and present_value is not None:
-        present = present_key, present_value
+    if given:
+        present = given["present_key"], given["present_value"]
     elif past is not None and sizes.shared:
         present = past
     else:

@@ -66,7 +66,7 @@ class GroupQueryShapes:
             )
 
 
-def as_arrays(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def as_arrays(inputs: tuple[Any, ...]) -> tuple[Array | None, ...]:
     """The inputs as arrays, None where one is not given."""
     if _PLAIN.issuperset(map(type, inputs)):
         return inputs

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
 
-from gqa.arguments import Array, as_array
+from gqa.arguments import AnyArray, Array, as_array
 from gqa.dtypes import dtype_named
 from gqa.onnx.models.evaluator import evaluator_class
 
@@ -32,7 +33,9 @@ def load(model: Any) -> onnx.ModelProto:
     return proto
 
 
-def evaluate(model: onnx.ModelProto, inputs: dict[str, Array], num_threads: int | None = None) -> dict[str, Array]:
+def evaluate(
+    model: onnx.ModelProto, inputs: Mapping[str, AnyArray], num_threads: int | None = None
+) -> dict[str, Array]:
     """The model's outputs by name."""
     constants = {x.name for x in model.graph.initializer} | {x.values.name for x in model.graph.sparse_initializer}
     declared = {x.name: x.type.tensor_type for x in model.graph.input}

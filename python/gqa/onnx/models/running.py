@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gqa.arguments import Array
+from gqa.arguments import AnyArray, Array
 from gqa.shapes import check_int
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def reference_ops(*, num_threads: int | None = None) -> list[type[OpRun]]:
     return operators(num_threads)
 
 
-def run(model: Any, inputs: dict[str, Array], *, num_threads: int | None = None) -> dict[str, Array]:
+def run(model: Any, inputs: Mapping[str, AnyArray], *, num_threads: int | None = None) -> dict[str, Array]:
     """Run an ONNX model.
 
     Parameters
