@@ -11,7 +11,7 @@
 namespace gqa {
 namespace {
 
-constexpr int most_mask_axes = 4;       // batch, heads, queries, keys
+constexpr int max_mask_axes = 4;        // batch, heads, queries, keys
 constexpr double largest_scale = 1e30;  // scores in float32 stay finite for any ordinary q and k
 constexpr double smallest_softcap = 1e-20, largest_softcap = 1e30;
 
@@ -35,8 +35,8 @@ bool Call::set_query(const TensorView& q) {
   }
   q_ = &q;
   q_sizes_ = sizes_of(batched(q));
-  if (q_sizes_.channels > most_channels)
-    return refuse_size(Rule::at_most, "q", "head_dim", q_sizes_.channels, most_channels);
+  if (q_sizes_.channels > max_channels)
+    return refuse_size(Rule::at_most, "q", "head_dim", q_sizes_.channels, max_channels);
   a_.q_type = q.type;
   a_.query_heads = q_sizes_.heads;
   a_.head_dim = q_sizes_.channels;
@@ -60,8 +60,8 @@ bool Call::set_keys(const Tensor& k, const Tensor& v, const Tensor& past_key, co
     if (!add_store(past_key, past_value)) return false;
     past_keys_ = store_shapes_.back().tokens;
   }
-  if (past_keys_ > most_tokens - new_keys_)
-    return refuse_size(Rule::at_most, past_key.name, "tokens", past_keys_, most_tokens - new_keys_);
+  if (past_keys_ > max_tokens - new_keys_)
+    return refuse_size(Rule::at_most, past_key.name, "tokens", past_keys_, max_tokens - new_keys_);
   return true;
 }
 
@@ -81,7 +81,7 @@ bool Call::add_store(const Tensor& k, const Tensor& v) {
   if (value.tokens != key.tokens)
     return refuse_size(Rule::count_as, v.name, "tokens", value.tokens, key.tokens, k.name);
   if (value.batch != key.batch) return refuse_size(Rule::size_as, v.name, "batch", value.batch, key.batch, k.name);
-  if (key.tokens > most_tokens) return refuse_size(Rule::at_most, k.name, "tokens", key.tokens, most_tokens);
+  if (key.tokens > max_tokens) return refuse_size(Rule::at_most, k.name, "tokens", key.tokens, max_tokens);
 
   for (const Tensor* x : {&k, &v}) {
     if (x->data.type == DType::f64) a_.arithmetic = Arithmetic::f64;
@@ -110,7 +110,7 @@ bool Call::check_axes(const Tensor& x) {
     if (!same(x.scale.whole_shape(), rows)) return refuse_shape(Rule::scale, x.name, x.scale.whole_shape(), rows);
   }
   const int64_t channels = data.shape[data.axes - 1];
-  return channels <= most_channels || refuse_size(Rule::at_most, x.name, "head_dim", channels, most_channels);
+  return channels <= max_channels || refuse_size(Rule::at_most, x.name, "head_dim", channels, max_channels);
 }
 
 bool Call::check_sizes(const Tensor& x, const Sizes& sizes, const char* first_key, int64_t channels,
@@ -155,14 +155,14 @@ bool Call::set_mask(const MaskShape* given) {
   if (!mask.given()) return true;
   const MaskShape shape = given ? *given : MaskShape{q_sizes_.batch, q_sizes_.tokens, past_keys_ + new_keys_};
   const Shape whole =
-      shape_of({shape.batch, q_sizes_.heads, shape.queries, shape.keys}, aligned_ ? q_->axes : most_mask_axes);
+      shape_of({shape.batch, q_sizes_.heads, shape.queries, shape.keys}, aligned_ ? q_->axes : max_mask_axes);
   const int missing = whole.axes - mask.axes;
-  int64_t strides[most_mask_axes] = {};
+  int64_t strides[max_mask_axes] = {};
   for (int i = 0; i < mask.axes; i++) {
     const int64_t size = missing < 0 ? -1 : whole.sizes[i + missing];
     if (mask.shape[i] != size && (mask.shape[i] != 1 || missing < 0))
       return refuse_shape(Rule::broadcast, "mask", mask.whole_shape(), whole);
-    strides[most_mask_axes - mask.axes + i] = mask.shape[i] == 1 || !mask.data ? 0 : mask.strides[i];
+    strides[max_mask_axes - mask.axes + i] = mask.shape[i] == 1 || !mask.data ? 0 : mask.strides[i];
   }
   a_.mask = mask.data;
   a_.mask_type = mask.type;

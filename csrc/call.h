@@ -14,7 +14,7 @@
 
 namespace gqa {
 
-constexpr int64_t most_channels = 1 << 16;  // of head_dim
+constexpr int64_t max_channels = 1 << 16;  // of head_dim
 
 // Keys or values, under the name that the caller has for them.
 struct Tensor {

@@ -65,7 +65,7 @@ bool Call::integers_fit(const Integers& x, const char* name, bool one_for_all) {
 bool Call::list_batch(const Integers& kv_lengths, const Integers& query_offset) {
   const int64_t keys = past_keys_ + new_keys_, past_store = int64_t(stores_.size()) - 1;
   sequences_.set_bounds(q_sizes_.batch, q_sizes_.tokens, store_shapes_, nullptr);
-  sequences_.reserve(q_sizes_.batch, 2 * std::min(q_sizes_.batch, most_tokens));
+  sequences_.reserve(q_sizes_.batch, 2 * std::min(q_sizes_.batch, max_tokens));
   for (int64_t b = 0; b < q_sizes_.batch; b++) {
     Sequence sequence{};
     sequence.batch = sequence.mask_batch = b;

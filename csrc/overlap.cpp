@@ -12,7 +12,7 @@ namespace gqa {
 namespace {
 
 // Sums stay below this; a tensor that does not lie in so many bytes is not there at all.
-constexpr int64_t most_bytes = int64_t(1) << 60;
+constexpr int64_t max_bytes = int64_t(1) << 60;
 
 // One index: 0 to `most`, `stride` bytes apart.
 struct Term {
@@ -26,15 +26,14 @@ struct Span {
 
 // Adds the indices of a tensor to `terms`, each counted from its end at the lower address; returns what it spans.
 Span span(const TensorView& x, Term* terms, int& count) {
-  if (x.axes > most_axes) return {0, 0, false};
+  if (x.axes > max_axes) return {0, 0, false};
   intptr_t low = reinterpret_cast<intptr_t>(x.data);
   int64_t reach = bytes_of(x.type) - 1;
   for (int axis = 0; axis < x.axes; axis++) {
     const int64_t stride = x.strides[axis], most = x.shape[axis] - 1;
     if (most == 0 || stride == 0) continue;
     int64_t extent;
-    if (__builtin_mul_overflow(stride, most, &extent) || extent > most_bytes || extent < -most_bytes ||
-        reach > most_bytes)
+    if (__builtin_mul_overflow(stride, most, &extent) || extent > max_bytes || extent < -max_bytes || reach > max_bytes)
       return {0, 0, false};
     if (extent < 0) low += extent;
     reach += extent < 0 ? -extent : extent;
@@ -71,7 +70,7 @@ class Search {
  private:
   const Term* const terms_;
   int count_ = 0;
-  int64_t rest_[2 * most_axes + 3] = {};  // what the terms from each one on add up to at most
+  int64_t rest_[2 * max_axes + 3] = {};  // what the terms from each one on add up to at most
   int steps_ = 100'000;
 };
 
@@ -79,7 +78,7 @@ class Search {
 
 bool share_memory(const TensorView& x, const TensorView& y) {
   if (!x.data || !y.data || !x.has_elements() || !y.has_elements()) return false;
-  Term terms[2 * most_axes + 2];
+  Term terms[2 * max_axes + 2];
   int count = 0;
   const Span a = span(x, terms, count), b = span(y, terms, count);
   if (!a.valid || !b.valid) return true;

@@ -26,7 +26,7 @@ bool SequenceList::add_run(int64_t store, int64_t batch, int64_t token, int64_t 
   const StoreShape& shape = (*stores_)[size_t(store)];
   if (count < 0 || batch < 0 || batch >= shape.batch || token < 0 || token > shape.tokens - count)
     return refuse(Rule::run, index);
-  if (count > most_tokens - run_keys_) return refuse(Rule::keys, int64_t(sequences_.size()), most_tokens, most_tokens);
+  if (count > max_tokens - run_keys_) return refuse(Rule::keys, int64_t(sequences_.size()), max_tokens, max_tokens);
   runs_.push_back({run_keys_, count, store, batch, token});
   run_keys_ += count;
   return true;
@@ -38,8 +38,7 @@ bool SequenceList::add_sequence(const Sequence& s) {
       s.queries > queries_ - s.token || s.padding > queries_ - s.token - s.queries)
     return refuse(Rule::sequence, index);
   if (s.keys < 0 || s.keys > run_keys_) return refuse(Rule::keys, index, s.keys, run_keys_);
-  if (s.origin < 0 || s.origin > most_tokens - s.keys)
-    return refuse(Rule::origin, index, s.origin, most_tokens - s.keys);
+  if (s.origin < 0 || s.origin > max_tokens - s.keys) return refuse(Rule::origin, index, s.origin, max_tokens - s.keys);
   if (has_mask_ && s.queries > 0 &&
       (s.mask_batch < 0 || s.mask_batch >= mask_.batch || s.queries > mask_.queries || s.mask_key < 0 ||
        s.mask_key > mask_.keys || s.keys > mask_.keys - s.mask_key))

@@ -8,7 +8,7 @@
 namespace gqa {
 
 // Positions and the bounds of windows can be added without overflow where keys are counted up to this.
-constexpr int64_t most_tokens = unbounded / 4;
+constexpr int64_t max_tokens = unbounded / 4;
 
 // What a mask broadcasts to, next to the heads of q.
 struct MaskShape {

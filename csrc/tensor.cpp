@@ -10,12 +10,12 @@
 namespace gqa {
 
 bool TensorView::has_elements() const {
-  return std::find(shape, shape + std::min(axes, most_axes), 0) == shape + std::min(axes, most_axes);
+  return std::find(shape, shape + std::min(axes, max_axes), 0) == shape + std::min(axes, max_axes);
 }
 
 Shape TensorView::whole_shape() const {
   Shape whole{axes, {}};
-  std::copy_n(shape, std::min(axes, most_axes), whole.sizes);
+  std::copy_n(shape, std::min(axes, max_axes), whole.sizes);
   return whole;
 }
 
@@ -51,7 +51,7 @@ std::unique_ptr<char[]> copy_of(const TensorView& x, TensorView& copy) {
   if (size == 0) return memory;
 
   const int last = x.axes - 1;
-  int64_t index[most_axes] = {};
+  int64_t index[max_axes] = {};
   const char* from = x.data;
   for (char* to = copy.data; to < copy.data + size;) {
     for (int64_t channel = 0; channel < x.shape[last]; channel++, to += bytes)

@@ -24,11 +24,11 @@ constexpr const char* name_of(DType type) {
 }
 
 // Of an argument that fits; one with more axes is only ever refused, and keeps the sizes of its first ones.
-constexpr int most_axes = 8;
+constexpr int max_axes = 8;
 
 struct Shape {
   int axes;
-  int64_t sizes[most_axes];
+  int64_t sizes[max_axes];
 };
 
 // The memory belongs to somebody else, who keeps it alive as long as the view is in use.
@@ -37,8 +37,8 @@ struct TensorView {
   int axes = -1;         // -1: no tensor
   DType type = DType::none;
   bool writable = false;
-  int64_t shape[most_axes];
-  int64_t strides[most_axes];  // in bytes; of no meaning without data
+  int64_t shape[max_axes];
+  int64_t strides[max_axes];  // in bytes; of no meaning without data
 
   bool given() const { return axes >= 0; }
   bool has_elements() const;  // false where an axis has no size

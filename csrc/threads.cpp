@@ -41,10 +41,10 @@ const bool limit_is_named = std::getenv("OMP_NUM_THREADS") != nullptr;
 int limited_threads(int cpus) {
   static const int quota = cpu_quota();
   int n = omp_get_max_threads();
-  if (n > most_threads) n = cpus;  // no number that anybody could mean
+  if (n > max_threads) n = cpus;  // no number that anybody could mean
   if (!limit_is_named && n == cpus_at_load) n = cpus;
   if (!limit_is_named || cpus < cpus_at_load) n = std::min(n, cpus);
-  return std::max(1, std::min({n, quota, most_threads}));
+  return std::max(1, std::min({n, quota, max_threads}));
 }
 #else
 int limited_threads(int) { return 1; }

@@ -9,7 +9,7 @@ int default_threads_now();
 // The same for each call: the system is asked for the CPUs only once in every tick of its clock (a few milliseconds),
 // for the question takes 5 % of the time of a short call.
 int default_threads();
-constexpr int most_threads = 1024;
+constexpr int max_threads = 1024;
 void set_threads(int n);  // 0: back to the default
 
 constexpr double worth_a_thread = 30;  // microseconds of work

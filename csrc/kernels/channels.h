@@ -30,7 +30,7 @@ template <class T> class ChannelsInLanes {
  public:
   using States = RowStates<T>;
   static constexpr bool has_quicker_way = false;  // for few keys
-  static constexpr int w = width<T>, max_group = most_rows_at_once<T>, block_keys = channels_block_of<T>;
+  static constexpr int w = width<T>, max_group = max_rows_at_once<T>, block_keys = channels_block_of<T>;
 
   struct Buffers {
     Buffers(const TaskShape& shape, Scratch& scratch)

@@ -14,14 +14,14 @@ namespace {
 
 // Rows that share a pass with channels in the lanes; a group's last rows may be padding, which its states have room
 // for.
-template <class T> constexpr int most_rows_at_once = width<T> < 4 ? width<T> : 4;
+template <class T> constexpr int max_rows_at_once = width<T> < 4 ? width<T> : 4;
 
 // Channels in the lanes: o[row][stride], m[row], l[row].
 template <class T> struct RowStates {
   T *o, *m, *l;
   int64_t rows, stride;
 
-  static int64_t padded_rows(const TaskShape& shape) { return shape.rows + most_rows_at_once<T>; }
+  static int64_t padded_rows(const TaskShape& shape) { return shape.rows + max_rows_at_once<T>; }
   static int64_t padded_channels(const TaskShape& shape) {
     return (shape.v_head_dim + width<T> - 1) / width<T> * width<T>;
   }

@@ -12,7 +12,7 @@ namespace {
 TensorView bytes_of(const py::array& array) {
   TensorView view = view_of(array);
   view.type = DType::i8;
-  if (view.axes < most_axes) view.shape[view.axes] = array.itemsize(), view.strides[view.axes] = 1;
+  if (view.axes < max_axes) view.shape[view.axes] = array.itemsize(), view.strides[view.axes] = 1;
   view.axes++;
   return view;
 }

@@ -54,7 +54,7 @@ IntegerList described_integers(PyObject* object, const char* name) {
   if (type.rfind("int", 0) != 0 && type.rfind("uint", 0) != 0) refuse(Rule::integer_dtype, name, dtype);
   const auto sizes = py::reinterpret_borrow<py::tuple>(PyTuple_GET_ITEM(object, 0));
   Shape shape{int(sizes.size()), {}};
-  for (int i = 0; i < std::min(shape.axes, most_axes); i++) shape.sizes[i] = sizes[size_t(i)].cast<int64_t>();
+  for (int i = 0; i < std::min(shape.axes, max_axes); i++) shape.sizes[i] = sizes[size_t(i)].cast<int64_t>();
   return IntegerList(shape);
 }
 
@@ -91,7 +91,7 @@ PyMethodDef methods[] = {
 
 void bind_attention(py::module_& m) {
   if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
-  m.attr("MOST_CHANNELS") = most_channels;
+  m.attr("MOST_CHANNELS") = max_channels;
   m.attr("SEQUENCE_COLUMNS") = sequence_columns;
   m.attr("RUN_COLUMNS") = run_columns;
   m.attr("OPTIONS") = option_names();

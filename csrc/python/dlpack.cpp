@@ -84,7 +84,7 @@ TensorView view_of(const DLTensor& t, bool writable) {
   view.axes = t.axes;
   view.type = type_of(t);
   view.writable = writable;
-  const int axes = std::min(view.axes, most_axes);
+  const int axes = std::min(view.axes, max_axes);
   std::copy_n(t.shape, axes, view.shape);
   int64_t stride = t.bits / 8;
   for (int i = axes - 1; i >= 0; i--) {

@@ -20,7 +20,7 @@ constexpr const char* names[] = {
 }  // namespace
 
 py::tuple as_tuple(const Shape& shape) {
-  py::tuple sizes(size_t(std::clamp(shape.axes, 0, most_axes)));
+  py::tuple sizes(size_t(std::clamp(shape.axes, 0, max_axes)));
   for (size_t i = 0; i < sizes.size(); i++) sizes[i] = shape.sizes[i];
   return sizes;
 }

@@ -91,7 +91,7 @@ Layout read_layout(PyObject* object, const char* name) {
 int read_threads(PyObject* object, const char* name) {
   const int64_t threads = object == Py_None ? default_threads() : read_integer(object, name);
   if (threads < 1) refuse(Rule::at_least, name, borrowed(object));
-  return int(std::min<int64_t>(threads, most_threads));
+  return int(std::min<int64_t>(threads, max_threads));
 }
 
 IntegerList::IntegerList(PyObject* object, const char* name) {
@@ -132,7 +132,7 @@ void IntegerList::read_array(PyObject* object, const char* name) {
   if (kind != 'i' && kind != 'u') refuse(Rule::integer_dtype, name, type);
   if (type.byteorder() == '>') array = array.attr("astype")(type.attr("newbyteorder")("="));
   shape_.axes = int(array.ndim());
-  std::copy_n(array.shape(), std::min(shape_.axes, most_axes), shape_.sizes);
+  std::copy_n(array.shape(), std::min(shape_.axes, max_axes), shape_.sizes);
   values_.clear();
   if (shape_.axes > 1) return;
   const int64_t count = shape_.axes == 0 ? 1 : shape_.sizes[0], stride = shape_.axes == 0 ? 0 : array.strides(0);

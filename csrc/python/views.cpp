@@ -71,7 +71,7 @@ TensorView view_of(const py::array& array) {
   view.axes = int(array.ndim());
   view.type = type_of(array.dtype());
   view.writable = array.writeable();
-  const int axes = std::min(view.axes, most_axes);
+  const int axes = std::min(view.axes, max_axes);
   std::copy_n(array.shape(), axes, view.shape);
   std::copy_n(array.strides(), axes, view.strides);
   return view;
@@ -132,7 +132,7 @@ TensorView Views::described_view(PyObject* description, const char* name, Role r
   const auto [shape, dtype] = py::reinterpret_borrow<py::tuple>(description).cast<std::pair<py::tuple, std::string>>();
   TensorView view;
   view.axes = int(shape.size());
-  for (int i = 0; i < std::min(view.axes, most_axes); i++) view.shape[i] = shape[size_t(i)].cast<int64_t>();
+  for (int i = 0; i < std::min(view.axes, max_axes); i++) view.shape[i] = shape[size_t(i)].cast<int64_t>();
   quantized = dtype == "quantized" && view.axes > 0;
   view.type = quantized ? DType::i8 : type_named(dtype);
   if (!quantized) require_type(view.type, role, name, py::str(dtype));
@@ -149,7 +149,7 @@ py::array array_of(PyObject* object, const char* name) {
   if (py::isinstance<py::array>(object) || !is_exchangeable(object)) refuse(Rule::tensor_kind, name, borrowed(object));
   const Exchanged exchanged = exchange(object, name);
   const TensorView& view = exchanged.view;
-  if (view.axes > most_axes) refuse(Rule::tensor_kind, name, borrowed(object));
+  if (view.axes > max_axes) refuse(Rule::tensor_kind, name, borrowed(object));
   const py::dtype dtype = view.type == DType::none ? py::dtype(std::string(exchanged.type_name)) : dtype_of(view.type);
   py::array array(dtype, std::vector<py::ssize_t>(view.shape, view.shape + view.axes),
                   std::vector<py::ssize_t>(view.strides, view.strides + view.axes), view.data, exchanged.owner);
