@@ -1,6 +1,7 @@
 """Grouped-query attention for NumPy at native speed.
 
-What `dir(gqa)` lists is public, and so are the modules `gqa.nn` and `gqa.onnx`; every other module is gqa's own.
+What `dir(gqa)` lists is public, and so are the modules `gqa.nn`, `gqa.onnx` and, for programs with JAX, `gqa.jax`;
+every other module is gqa's own.
 
 `SPLIT_KEYS` is the number of keys at whose multiples shards, and other pieces of a sequence's keys, should meet: there
 attention is cut and merged anyway, so that such pieces can be put together to the bits of the whole.
@@ -20,6 +21,7 @@ from gqa.states import merge_states
 from gqa.varlen import varlen_attention
 
 if TYPE_CHECKING:
+    from gqa import jax as jax
     from gqa import nn as nn
     from gqa import onnx as onnx
 
@@ -50,7 +52,7 @@ _ON_FIRST_USE = ("nn", "onnx")  # most programs need neither
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        if name in _ON_FIRST_USE:
+        if name in _ON_FIRST_USE or name == "jax":  # the latter is not listed, as it may not be there
             return importlib.import_module(f"gqa.{name}")
         raise AttributeError(f"module 'gqa' has no attribute {name!r}")
 

@@ -41,7 +41,7 @@ def examples():
     for name in ["gqa", *(name for name in names if not name.endswith("__main__"))]:
         try:
             module = importlib.import_module(name)
-        except ModuleNotFoundError:  # what needs the package onnx
+        except ModuleNotFoundError:  # what needs onnx or JAX
             continue
         yield from (example for example in finder.find(module, name) if example.examples)
 
@@ -50,6 +50,8 @@ def examples():
 def test_an_example(example):
     if "onnx.parser" in example.docstring:
         pytest.importorskip("onnx.parser")
+    if ", jax\n" in example.docstring:
+        pytest.importorskip("jax")
     report = []
     doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS).run(example, out=report.append)
     assert not report, "".join(report)

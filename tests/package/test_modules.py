@@ -11,7 +11,7 @@ import pytest
 
 import gqa
 
-PUBLIC = ("gqa", "gqa.nn", "gqa.onnx")
+PUBLIC = ("gqa", "gqa.jax", "gqa.nn", "gqa.onnx")
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(gqa.__path__, "gqa.") if not module.name.endswith("__main__")
 )
@@ -20,6 +20,8 @@ MODULES = sorted(
 def imported(name: str) -> ModuleType:
     if name.startswith("gqa.onnx.models."):
         pytest.importorskip("onnx")
+    if name == "gqa.jax":
+        pytest.importorskip("jax")
     return importlib.import_module(name)
 
 
@@ -33,7 +35,7 @@ def test_no_module_hides_behind_a_function(name):
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_dir_lists_the_public_names(name):
-    module = importlib.import_module(name)
+    module = imported(name)
     submodules = {"nn", "onnx"} if name == "gqa" else set()
     assert {x for x in dir(module) if not x.startswith("__")} == set(module.__all__) | submodules
     assert all(hasattr(module, x) for x in dir(module))

@@ -1,8 +1,9 @@
-"""Neural network layers over NumPy parameters, with attention on gqa's native kernels."""
+"""Neural network layers over NumPy parameters, with attention on gqa's native kernels; and attention for flax."""
 
+from gqa.nn.flax_attention import attention_fn
 from gqa.nn.multi_head_attention import MultiHeadAttention
 
-__all__ = ["MultiHeadAttention"]
+__all__ = ["MultiHeadAttention", "attention_fn"]
 
 
 def __dir__() -> list[str]:
