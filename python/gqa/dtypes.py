@@ -15,7 +15,10 @@ def name_of(dtype: Any, name: str = "the array") -> str:
         return dtype
     if dtype is None:  # to NumPy, float64
         raise TypeError(f"{name} has dtype None, expected {', '.join(FLOATS)}")
-    dtype = np.dtype(dtype)
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"{dtype!r}, given for {name}, is no dtype that NumPy knows") from None
     if not dtype.isnative:
         raise TypeError(f"{name} has dtype {dtype.str!r}, expected native byte order")
     return str(dtype.name)

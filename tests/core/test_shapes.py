@@ -132,3 +132,11 @@ def test_it_does_not_change_its_arguments():
     before = (dict(shapes), dict(dtypes))
     gqa.infer_shapes(shapes, dtypes, mask=np.ones((3, 6), bool), kv_lengths=[1, 2])
     assert (shapes, dtypes) == before
+
+
+def test_a_dtype_that_numpy_does_not_know_is_named():
+    shapes = dict.fromkeys("qkv", (1, 1, 1, 1))
+    with pytest.raises(TypeError, match="'float17', given for k, is no dtype"):
+        gqa.infer_shapes(shapes, {"q": "float32", "k": "float17", "v": "float32"})
+    with pytest.raises(TypeError, match="no dtype that NumPy knows"):
+        gqa.KVCache(1, 1, 1, 1, dtype="nibble")
