@@ -96,9 +96,8 @@ template <class T> class RowTileLoop {
     const BlockRange range = block_range(a_, sequence_, tile.first / group_, (tile.first + tile.rows - 1) / group_,
                                          block.begin, block.keys.count);
     if (range.cover() == Cover::skip) return;
-    const int from = range.from - range.from % tile_height,
-              to = range.to;  // panels are whole: keys too many are masked
-    const int n = to - from;
+    // Panels are whole: keys too many before the range are masked.
+    const int from = range.from - range.from % tile_height, to = range.to, n = to - from;
     const Cover cover = a_.mask ? load_mask(tile, block.begin + from, n) : Cover::whole;
     if (cover == Cover::skip) return;
 

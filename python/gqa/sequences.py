@@ -24,10 +24,10 @@ Tensor = npt.NDArray[Any] | Quantized
 Store = tuple[Tensor, Tensor]
 Table = npt.NDArray[np.int64]
 
-SEQUENCE_COLUMNS: int = (
-    _core.SEQUENCE_COLUMNS
-)  # batch, token, queries, padding, origin, offset, keys, mask batch, mask key, number of runs
-RUN_COLUMNS: int = _core.RUN_COLUMNS  # store, batch, token, count
+# Of sequences: batch, token, queries, padding, origin, offset, keys, mask batch, mask key, number of runs; of runs:
+# store, batch, token, count.
+SEQUENCE_COLUMNS: int = _core.SEQUENCE_COLUMNS
+RUN_COLUMNS: int = _core.RUN_COLUMNS
 
 
 def attend_sequences(
