@@ -26,8 +26,8 @@ template <class T> class RowsInLanes {
     Buffers(const TaskShape& shape, Scratch& scratch)
         : q(scratch.take<T>(LaneStates<T>::tiles_of(shape) * shape.head_dim * lanes)),
           started(scratch.take<bool>(LaneStates<T>::tiles_of(shape))),
-          s(scratch.take<T>(Loop::score_rows * lanes)),
-          bias(scratch.take<T>(Loop::score_rows * lanes)),
+          s(scratch.take<T>(score_rows * lanes)),
+          bias(scratch.take<T>(score_rows * lanes)),
           blocks(scratch.take<PanelBlock<T>>(resident_blocks)),
           k(scratch.take<T>(resident_blocks * key_panels_size<T>(shape.head_dim))),
           v(scratch.take<T>(resident_blocks * value_panels_size<T>(shape.v_head_dim))) {
@@ -100,12 +100,12 @@ template <class T> class RowsInLanes {
 
   RowTile<T> tile_at(int64_t t, T* q, const LaneStates<T>& states) const {
     const int64_t first = task_.row_begin + t * lanes;
-    return {q, states, first, int(min(lanes, task_.row_end - first)), false};
+    return {q, states, {first, int(min(lanes, task_.row_end - first))}, false};
   }
 
   void write_tile(const RowTile<T>& tile) const {
     loop_.to_rows(tile, buffers_.rows);
-    write_rows(a_, task_, tile.first, tile.rows, buffers_.rows);
+    write_rows(a_, task_, tile.rows.first, tile.rows.count, buffers_.rows);
   }
 
   // The block that begins with the first of `keys`, packed where that pays; returns where it ends.
