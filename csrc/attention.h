@@ -9,10 +9,24 @@
 
 namespace gqa {
 
-enum class DType : uint8_t { f32, f64, f16, bf16, i8, boolean, none };
+enum class DType : uint8_t { f32, f64, f16, bf16, i8, boolean, i16, i32, i64, u8, u16, u32, u64, none };
 
+constexpr bool is_float(DType type) { return type <= DType::bf16; }
+constexpr bool is_integer(DType type) { return type == DType::i8 || (type >= DType::i16 && type <= DType::u64); }
 constexpr int64_t bytes_of(DType type) {
-  return type == DType::f64 ? 8 : type == DType::f32 ? 4 : type == DType::f16 || type == DType::bf16 ? 2 : 1;
+  switch (type) {
+    case DType::f64:
+    case DType::i64:
+    case DType::u64: return 8;
+    case DType::f32:
+    case DType::i32:
+    case DType::u32: return 4;
+    case DType::f16:
+    case DType::bf16:
+    case DType::i16:
+    case DType::u16: return 2;
+    default: return 1;
+  }
 }
 
 // What scores, weights and sums are computed in: a new kind of arithmetic is one more name here, and one more entry in
@@ -50,7 +64,7 @@ struct Sequence {
   int64_t origin;                // absolute number of key 0
   int64_t offset;                // position of its first query, counted from key 0
   int64_t keys;                  // number of keys that may be read
-  int64_t mask_batch, mask_key;  // index on the mask's batch axis; mask column of key 0
+  int64_t mask_batch, mask_key;  // number of the entry, index on the mask's batch axis; mask column of key 0
   const Run* runs;
   int64_t run_count;
 };
@@ -78,6 +92,8 @@ struct Attention {
   Strides mask_strides;  // token: query
   int64_t mask_key_stride;
   DType mask_type;
+
+  const struct BoundProgram* program;  // changes scores and hides keys (program_plan.h); may be null
 
   const double* sinks;    // one logit per query head; may be null
   double scale, softcap;  // softcap 0: none

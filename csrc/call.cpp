@@ -147,7 +147,7 @@ bool Call::set_options(const MaskShape* mask_shape) {
     refusal_.type = a_.out_type, refusal_.expected_type = q_->type;
     return refuse(Rule::out_dtype, "out_dtype");
   }
-  return set_mask(mask_shape) && set_sinks() && check_output();
+  return set_mask(mask_shape) && set_program() && set_sinks() && check_output();
 }
 
 bool Call::set_mask(const MaskShape* given) {

@@ -78,6 +78,8 @@ class Call {
   bool check_sizes(const Tensor& x, const Sizes& sizes, const char* first_key, int64_t channels,
                    const char* channels_of);
   bool set_mask(const MaskShape* given);
+  bool set_program();
+  bool set_captured(size_t index, const TensorView& view);
   bool set_sinks();
   bool check_output();
   bool integers_fit(const Integers& x, const char* name, bool one_for_all);
@@ -99,6 +101,8 @@ class Call {
   std::vector<Store> stores_;
   std::vector<SequenceList::StoreShape> store_shapes_;
   std::vector<double> sinks_;
+  std::vector<CapturedArray> captured_;
+  BoundProgram program_{};
   std::vector<std::unique_ptr<char[]>> copies_;
   SequenceList sequences_;
   Attention a_{};

@@ -37,6 +37,9 @@ bool Call::check_output() {
     if (x->scale.given() && share_memory(out, x->scale)) return refuse(Rule::overlap_scale, "out", x->name);
   }
   if (options_.mask.given() && share_memory(out, options_.mask)) return refuse(Rule::overlap, "out", "mask");
+  for (const TensorView& captured : options_.captured)
+    if (share_memory(out, captured))
+      return refuse(Rule::overlap, "out", "an array that score_mod or mask_mod captured");
   if (options_.sinks.given() && share_memory(out, options_.sinks)) return refuse(Rule::overlap, "out", "sinks");
   return true;
 }

@@ -1,6 +1,9 @@
 // options.h: what a caller may say about any attention call, whichever way its tensors come.
 #pragma once
 
+#include <vector>
+
+#include "program.h"
 #include "tensor.h"
 
 namespace gqa {
@@ -16,6 +19,8 @@ struct Options {
   bool return_lse = false;
   DType out_type = DType::none;  // none: that of q
   int threads = 1;
+  const ScoreProgram* program = nullptr;
+  std::vector<TensorView> captured;  // the arrays of the program
   TensorView mask, sinks, out;
 };
 

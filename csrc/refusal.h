@@ -16,6 +16,8 @@ namespace gqa {
   /* of shapes */                      X(missing) X(no_keys) X(axes) X(axes_as) X(at_most) X(heads) X(size_as) \
     X(count_as) X(shape) X(scale) X(broadcast) \
   /* of memory */                      X(read_only) X(shares_itself) X(overlap) X(overlap_scale) \
+  /* of score programs */             X(program_kind) X(program_dtype) X(program_arrays) X(program_rank) \
+    X(program_empty) X(program_value) X(program_constant) \
   /* of the rows of gqa's own tables */ X(rows) X(store) X(run) X(sequence) X(keys) X(origin) X(masked_sequence)
 // clang-format on
 

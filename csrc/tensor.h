@@ -19,6 +19,13 @@ constexpr const char* name_of(DType type) {
     case DType::bf16: return "bfloat16";
     case DType::i8: return "int8";
     case DType::boolean: return "bool";
+    case DType::i16: return "int16";
+    case DType::i32: return "int32";
+    case DType::i64: return "int64";
+    case DType::u8: return "uint8";
+    case DType::u16: return "uint16";
+    case DType::u32: return "uint32";
+    case DType::u64: return "uint64";
     default: return "none";
   }
 }

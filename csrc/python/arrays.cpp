@@ -43,7 +43,7 @@ py::array as_array(py::handle object, const char* name, int ndim) {
 
 DType float_type(const py::array& array, const char* name) {
   const DType type = array.dtype().byteorder() == '>' ? DType::none : type_of(array.dtype());
-  if (type == DType::none || type == DType::i8 || type == DType::boolean)
+  if (!is_float(type))
     throw py::type_error(std::string(name) + " has dtype " + py::str(array.dtype()).cast<std::string>() +
                          ", expected float32, float64, float16 or bfloat16");
   return type;

@@ -14,6 +14,7 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
   m.doc() = "The native kernels of gqa.";
   bind_attention(m);
   bind_views(m);
+  bind_program(m);
   bind_rotary(m);
   bind_states(m);
   m.def("available_isas", &available_isas);

@@ -8,6 +8,7 @@ namespace gqa {
 namespace py = pybind11;
 
 void bind_attention(py::module_& m);
+void bind_program(py::module_& m);
 void bind_rotary(py::module_& m);
 void bind_states(py::module_& m);
 void bind_views(py::module_& m);

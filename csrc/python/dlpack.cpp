@@ -62,7 +62,18 @@ DType type_of(const DLTensor& t) {
     case code_float:
       return t.bits == 32 ? DType::f32 : t.bits == 64 ? DType::f64 : t.bits == 16 ? DType::f16 : DType::none;
     case code_bfloat: return t.bits == 16 ? DType::bf16 : DType::none;
-    case code_int: return t.bits == 8 ? DType::i8 : DType::none;
+    case code_int:
+      return t.bits == 8    ? DType::i8
+             : t.bits == 16 ? DType::i16
+             : t.bits == 32 ? DType::i32
+             : t.bits == 64 ? DType::i64
+                            : DType::none;
+    case code_uint:
+      return t.bits == 8    ? DType::u8
+             : t.bits == 16 ? DType::u16
+             : t.bits == 32 ? DType::u32
+             : t.bits == 64 ? DType::u64
+                            : DType::none;
     case code_bool: return t.bits == 8 ? DType::boolean : DType::none;
     default: return DType::none;
   }

@@ -44,6 +44,15 @@ void read_return_lse(PyObject* x, const char* name, Options& o) { o.return_lse =
 
 void read_num_threads(PyObject* x, const char* name, Options& o) { o.threads = read_threads(x, name); }
 
+// A program and the arrays that it takes elements of: (ScoreProgram, tuple).
+void read_program(PyObject* x, const char* name, Options& o) {
+  if (x == Py_None) return;
+  if (!PyTuple_Check(x) || PyTuple_GET_SIZE(x) != 2 || !PyTuple_Check(PyTuple_GET_ITEM(x, 1)) ||
+      !py::isinstance<ScoreProgram>(PyTuple_GET_ITEM(x, 0)))
+    refuse(Rule::program_kind, name, borrowed(x));
+  o.program = py::handle(PyTuple_GET_ITEM(x, 0)).cast<const ScoreProgram*>();
+}
+
 struct Number {
   const char* name;
   void (*read)(PyObject* object, const char* name, Options& options);
@@ -58,13 +67,14 @@ struct Array {
 constexpr Number numbers[] = {
     {"layout", read_layout},         {"causal", read_causal},           {"window", read_window},
     {"scale", read_scale},           {"softcap", read_softcap},         {"out_dtype", read_out_dtype},
-    {"return_lse", read_return_lse}, {"num_threads", read_num_threads},
+    {"return_lse", read_return_lse}, {"num_threads", read_num_threads}, {"program", read_program},
 };
 constexpr Array arrays[] = {
     {"mask", &Options::mask, Role::mask},
     {"sinks", &Options::sinks, Role::floats},
     {"out", &Options::out, Role::floats},
 };
+constexpr Py_ssize_t program_index = std::size(numbers) - 1;
 constexpr size_t count = std::size(numbers) + std::size(arrays);
 
 }  // namespace
@@ -88,9 +98,35 @@ void OptionReader::read_numbers() {
 }
 
 void OptionReader::read_tensors(Views& views) {
+  if (options_.program) read_captured(views);
   for (size_t i = 0; i < std::size(arrays); i++)
     options_.*arrays[i].view =
         views.view(PyTuple_GET_ITEM(tuple_, Py_ssize_t(std::size(numbers) + i)), arrays[i].name, arrays[i].role);
+}
+
+void OptionReader::read_captured(Views& views) {
+  static constexpr const char* kind_names[] = {"floats", "integers", "bool"};
+  PyObject* const captured = PyTuple_GET_ITEM(PyTuple_GET_ITEM(tuple_, program_index), 1);
+  const std::vector<ScoreProgram::Array>& expected = options_.program->arrays();
+  if (size_t(PyTuple_GET_SIZE(captured)) != expected.size()) {
+    Refusal refusal{};
+    refusal.rule = Rule::program_arrays;
+    refusal.number = PyTuple_GET_SIZE(captured), refusal.expected = int64_t(expected.size());
+    raise(refusal);
+  }
+  options_.captured.reserve(expected.size());
+  for (size_t i = 0; i < expected.size(); i++) {
+    PyObject* const x = PyTuple_GET_ITEM(captured, Py_ssize_t(i));
+    const std::string name = "captured array " + std::to_string(i) + " of score_mod or mask_mod";
+    const TensorView view = views.view(x, name.c_str(), Role::captured);
+    if (!view.given()) refuse(Rule::tensor_kind, name.c_str(), borrowed(x));
+    const Kind kind = expected[i].kind;
+    if (kind == Kind::real    ? !is_float(view.type)
+        : kind == Kind::whole ? !is_integer(view.type)
+                              : view.type != DType::boolean)
+      refuse(Rule::program_dtype, name.c_str(), py::make_tuple(name_of(view.type), kind_names[int(kind)]));
+    options_.captured.push_back(view);
+  }
 }
 
 PyObject* OptionReader::out() const { return PyTuple_GET_ITEM(tuple_, Py_ssize_t(count - 1)); }

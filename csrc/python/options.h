@@ -18,10 +18,13 @@ class OptionReader {
   void read_numbers();
   void read_tensors(Views& views);
 
+
   const Options& options() const { return options_; }
   PyObject* out() const;  // None: a new array
 
  private:
+  void read_captured(Views& views);
+
   PyObject* const tuple_;
   Options options_;
 };

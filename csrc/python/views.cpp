@@ -16,7 +16,10 @@ namespace gqa {
 namespace {
 
 // NumPy's numbers for its own types; bfloat16 is registered by another package, under a number found at run time.
-constexpr int num_bool = 0, num_int8 = 1, num_float32 = 11, num_float64 = 12, num_float16 = 23, first_user_num = 256;
+constexpr int num_bool = 0, num_int8 = 1, num_uint64 = 10, num_float32 = 11, num_float64 = 12, num_float16 = 23,
+              first_user_num = 256;
+constexpr DType all_types[] = {DType::f32, DType::f64, DType::f16, DType::bf16, DType::i8,  DType::boolean, DType::i16,
+                               DType::i32, DType::i64, DType::u8,  DType::u16,  DType::u32, DType::u64};
 
 py::object borrowed(PyObject* object) { return py::reinterpret_borrow<py::object>(object); }
 
@@ -31,13 +34,23 @@ bool is_bfloat16(const py::dtype& type) {
 }
 
 DType type_named(const std::string& name) {
-  for (const DType type : {DType::f32, DType::f64, DType::f16, DType::bf16, DType::i8, DType::boolean})
+  for (const DType type : all_types)
     if (name == name_of(type)) return type;
   return DType::none;
 }
 
 bool fits(DType type, Role role) {
-  return type != DType::none && type != DType::i8 && (type != DType::boolean || role == Role::mask);
+  if (role == Role::captured) return type != DType::none;
+  return is_float(type) || (type == DType::boolean && role == Role::mask);
+}
+
+// NumPy numbers its integers by the names of C's types, whose sizes differ between platforms.
+DType integer_of(const py::dtype& type) {
+  static constexpr DType types[][2] = {
+      {DType::i8, DType::u8}, {DType::i16, DType::u16}, {DType::i32, DType::u32}, {DType::i64, DType::u64}};
+  const auto bytes = type.itemsize();
+  const int log2 = bytes == 8 ? 3 : bytes == 4 ? 2 : bytes == 2 ? 1 : 0;
+  return types[log2][type.num() % 2 == 0];
 }
 
 // type_name: what is said of the type; the dtype itself, or its name.
@@ -54,7 +67,9 @@ DType type_of(const py::dtype& type) {
     case num_float16: return DType::f16;
     case num_int8: return DType::i8;
     case num_bool: return DType::boolean;
-    default: return is_bfloat16(type) ? DType::bf16 : DType::none;
+    default:
+      if (type.num() > num_int8 && type.num() <= num_uint64) return integer_of(type);
+      return is_bfloat16(type) ? DType::bf16 : DType::none;
   }
 }
 

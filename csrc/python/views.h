@@ -12,7 +12,7 @@ namespace gqa {
 namespace py = pybind11;
 
 // What an argument is for, which decides the types that it may have.
-enum class Role { floats, mask };
+enum class Role { floats, mask, captured };
 
 // Makes views, and keeps what they show alive. Each is refused by name unless its type fits.
 class Views {

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 from gqa.arguments import Array
@@ -10,6 +11,18 @@ RUN_COLUMNS: int
 OPTIONS: tuple[str, ...]
 RULES: tuple[str, ...]
 SPLIT_KEYS: int
+
+# name of an operation: (kinds of its operands, kind of its result) for each of its forms
+SCORE_OPS: dict[str, tuple[tuple[tuple[str, ...], str], ...]]
+
+class ScoreProgram:
+    def __init__(
+        self,
+        instructions: Sequence[tuple[str, str, tuple[int, ...], Any]],
+        outputs: dict[str, int],
+        arrays: Sequence[tuple[int, str]],
+        /,
+    ) -> None: ...
 
 # (q, k, v, past_key, past_value), query_offset, kv_lengths
 def attention(

@@ -22,6 +22,7 @@ class Options(NamedTuple):
     out_dtype: Any = None
     return_lse: Any = False
     num_threads: Any = None
+    program: Any = None
     mask: Any = None
     sinks: Any = None
     out: Any = None

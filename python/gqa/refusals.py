@@ -77,6 +77,28 @@ SENTENCES: dict[str, tuple[type[Exception], str]] = {
     "shares_itself": (ValueError, "{argument} has elements that share memory"),
     "overlap": (ValueError, "{argument} overlaps {other} in memory"),
     "overlap_scale": (ValueError, "{argument} overlaps the scale of {other} in memory"),
+    # score programs
+    "program_kind": (TypeError, "{argument} is {value!r}, expected a traced program and a tuple of its arrays"),
+    "program_dtype": (TypeError, "{argument} has dtype {value[0]}, expected {value[1]} as when it was traced"),
+    "program_arrays": (ValueError, "score_mod or mask_mod has {number} captured arrays, expected {expected}"),
+    "program_rank": (
+        ValueError,
+        "captured array {index} of score_mod or mask_mod has {number} axes, expected {expected} as when it was traced",
+    ),
+    "program_empty": (
+        ValueError,
+        "captured array {index} of score_mod or mask_mod has shape {shape}, expected at least 1 element",
+    ),
+    "program_value": (
+        ValueError,
+        "captured array {index} of score_mod or mask_mod holds {number}, which whole numbers of 32 bits, those of "
+        "a call in float32, do not reach",
+    ),
+    "program_constant": (
+        ValueError,
+        "score_mod or mask_mod has the whole number {number}, which those of 32 bits, those of a call in float32, do "
+        "not reach",
+    ),
     # rows of the tables that gqa makes for the core
     "rows": (ValueError, "the sequences have more runs than there are"),
     "store": (ValueError, "run {index} names store {number}, which does not exist"),

@@ -140,7 +140,7 @@ def attention(
     (1, 8, 5, 64)
     """
     # What Options holds, in its order, without the quarter of a microsecond that making one takes.
-    options = (layout, causal, window, scale, softcap, out_dtype, return_lse, num_threads, mask, sinks, out)
+    options = (layout, causal, window, scale, softcap, out_dtype, return_lse, num_threads, None, mask, sinks, out)
     result: Array | tuple[Array, Array] = _core.attention(
         (q, k, v, past_key, past_value), query_offset, kv_lengths, options
     )

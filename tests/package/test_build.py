@@ -101,5 +101,5 @@ def test_all_public_names_exist_and_are_documented():
 
 def test_the_stub_lists_the_extension():
     stub = Path(gqa.__file__).with_name("_core.pyi")
-    declared = set(re.findall(r"^(?:def )?(\w+)[(:]", stub.read_text(), re.MULTILINE))
+    declared = set(re.findall(r"^(?:def |class )?(\w+)[(:]", stub.read_text(), re.MULTILINE))
     assert declared - {"from"} == {name for name in dir(_core) if not name.startswith("__")} | {"__version__"}

@@ -1,0 +1,143 @@
+#include "planner.h"
+
+#include <algorithm>
+
+namespace gqa {
+
+Planned::Planned(const ScoreProgram& program, bool one_head) : program_(program) {
+  const std::vector<Instruction>& instructions = program.instructions();
+  const size_t count = instructions.size();
+  for (const Instruction& instruction : instructions) rates_.push_back(rate_of(instruction, one_head));
+  at_.assign(count, {Rate::full, 0});
+
+  int all = 0;
+  for (int o = 0; o < outputs; o++) {
+    plan_.has[o] = program.result(Output(o)) >= 0;
+    all |= plan_.has[o] << o;
+  }
+  // A value stays where another list, or whoever runs the program, reads it.
+  const std::vector<bool> needed = needed_for(all, false);
+  std::vector<bool> stays(count, false);
+  for (size_t v = 0; v < count; v++)
+    if (needed[v])
+      for (const int32_t operand : instructions[v].operands)
+        if (rates_[size_t(operand)] != rates_[v]) stays[size_t(operand)] = true;
+  for (int o = 0; o < outputs; o++)
+    if (plan_.has[o]) stays[size_t(program.result(Output(o)))] = true;
+
+  int32_t* const slots[] = {&plan_.call_slots, &plan_.row_slots, &plan_.key_slots};
+  for (const Rate rate : {Rate::call, Rate::row, Rate::key}) {
+    Values order;
+    for (size_t v = 0; v < count; v++)
+      if (needed[v] && rates_[v] == rate) order.push_back(int32_t(v));
+    plan_.of_rate[int(rate)] = list(order, rate, stays, false, *slots[int(rate)]);
+  }
+  for (int goal = 1; goal < 1 << outputs; goal++) {
+    if ((goal & all) != goal) continue;
+    const std::vector<bool> wanted = needed_for(goal, true);
+    Values order;
+    for (size_t v = 0; v < count; v++)
+      if (wanted[v]) order.push_back(int32_t(v));
+    std::vector<bool> kept(count, false);
+    for (int o = 0; o < outputs; o++)
+      if (goal >> o & 1) kept[size_t(program.result(Output(o)))] = true;
+    int32_t registers = 1;  // 0 is the scores
+    StepList& full = plan_.full[goal] = list(order, Rate::full, kept, goal & bit(output_score), registers);
+    for (int o = 0; o < outputs; o++)
+      if (goal >> o & 1) full.results[o] = at_[size_t(program.result(Output(o)))];
+    plan_.registers = std::max(plan_.registers, registers - 1);
+  }
+}
+
+Rate Planned::rate_of(const Instruction& instruction, bool one_head) const {
+  switch (instruction.operation) {
+    case Operation::score: return Rate::full;
+    case Operation::h: return one_head ? Rate::call : Rate::row;
+    case Operation::q_idx: return Rate::row;
+    case Operation::kv_idx: return Rate::key;
+    default: break;
+  }
+  Rate rate = Rate::call;
+  for (const int32_t operand : instruction.operands) {
+    const Rate other = rates_[size_t(operand)];
+    if (rate == Rate::call) rate = other;
+    else if (other != Rate::call && other != rate) rate = Rate::full;
+  }
+  return rate;
+}
+
+// The values that the outputs of a goal follow from. full_only: without those of other rates, and what is behind them.
+std::vector<bool> Planned::needed_for(int goal, bool full_only) const {
+  std::vector<bool> needed(rates_.size(), false);
+  for (int o = 0; o < outputs; o++)
+    if (goal >> o & 1) needed[size_t(program_.result(Output(o)))] = true;
+  for (size_t v = needed.size(); v-- > 0;) {
+    if (full_only && rates_[v] != Rate::full) needed[v] = false;
+    if (needed[v])
+      for (const int32_t operand : program_.instructions()[v].operands) needed[size_t(operand)] = true;
+  }
+  return needed;
+}
+
+// Computes values of one rate in order. A place is free again after the last use of its value in the list, unless that
+// stays; the value computed at that moment may take it, since operations go element by element.
+StepList Planned::list(const Values& order, Rate rate, const std::vector<bool>& stays, bool scores_may_go,
+                       int32_t& slots) {
+  const std::vector<Instruction>& instructions = program_.instructions();
+  std::vector<size_t> last_use(instructions.size(), 0);
+  for (size_t i = 0; i < order.size(); i++)
+    for (const int32_t operand : instructions[size_t(order[i])].operands) last_use[size_t(operand)] = i;
+
+  std::vector<Step>& steps = steps_.emplace_back();
+  std::vector<int32_t> free;
+  for (size_t i = 0; i < order.size(); i++) {
+    const size_t v = size_t(order[i]);
+    const Instruction& instruction = instructions[v];
+    if (instruction.operation == Operation::score) {
+      at_[v] = {Rate::full, 0};
+      continue;
+    }
+    Step step = step_of(instruction);
+    for (const int32_t operand : instruction.operands) {
+      const size_t o = size_t(operand);
+      if (rates_[o] != rate || stays[o] || last_use[o] != i) continue;
+      if (instructions[o].operation == Operation::score && !scores_may_go) continue;
+      if (std::find(free.begin(), free.end(), at_[o].index) == free.end()) free.push_back(at_[o].index);
+    }
+    if (free.empty()) {
+      at_[v] = {rate, slots++};
+    } else {
+      at_[v] = {rate, free.back()};
+      free.pop_back();
+    }
+    step.to = at_[v];
+    steps.push_back(step);
+  }
+  StepList result{};
+  result.steps = steps.data();
+  result.count = int32_t(steps.size());
+  return result;
+}
+
+Step Planned::step_of(const Instruction& instruction) {
+  std::vector<Slot>& operands = operands_.emplace_back();
+  for (const int32_t operand : instruction.operands) operands.push_back(at_[size_t(operand)]);
+  Step step{};
+  step.operation = instruction.operation;
+  step.count = uint8_t(operands.size());
+  step.from_end = instruction.from_end;
+  step.array = instruction.array;
+  step.operands = operands.data();
+  step.real = instruction.real;
+  step.whole = instruction.whole;
+  if (instruction.operation == Operation::floordiv_whole || instruction.operation == Operation::mod_whole) {
+    const Instruction& divisor = program_.instructions()[size_t(instruction.operands[1])];
+    const int64_t x = divisor.whole;
+    step.whole = divisor.operation == Operation::constant_whole && x > 0 && (x & (x - 1)) == 0
+                     ? __builtin_ctzll(uint64_t(x))
+                     : -1;
+  }
+  return step;
+}
+
+}  // namespace gqa

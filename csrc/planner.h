@@ -1,0 +1,33 @@
+// planner.h: which list computes a value, and where it lies.
+#pragma once
+
+#include <deque>
+
+#include "program.h"
+
+namespace gqa {
+
+// The plan of a program, with the memory that it points to.
+class Planned {
+ public:
+  Planned(const ScoreProgram& program, bool one_head);
+
+  const ProgramPlan& plan() const { return plan_; }
+
+ private:
+  using Values = std::vector<int32_t>;
+
+  Rate rate_of(const Instruction& instruction, bool one_head) const;
+  std::vector<bool> needed_for(int goal, bool full_only) const;
+  StepList list(const Values& order, Rate rate, const std::vector<bool>& stays, bool scores_may_go, int32_t& slots);
+  Step step_of(const Instruction& instruction);
+
+  const ScoreProgram& program_;
+  std::vector<Rate> rates_;
+  std::vector<Slot> at_;  // of each value: for values of full rate, in the list that was planned last
+  std::deque<std::vector<Step>> steps_;
+  std::deque<std::vector<Slot>> operands_;
+  ProgramPlan plan_{};
+};
+
+}  // namespace gqa
