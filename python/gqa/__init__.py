@@ -1,7 +1,7 @@
 """Grouped-query attention for NumPy at native speed.
 
-What `dir(gqa)` lists is public, and so are the modules `gqa.nn`, `gqa.onnx` and, for programs with JAX, `gqa.jax`;
-every other module is gqa's own.
+What `dir(gqa)` lists is public, and so are the modules `gqa.nn`, `gqa.onnx` and, for programs with those
+libraries, `gqa.jax` and `gqa.torch`; every other module is gqa's own.
 
 `SPLIT_KEYS` is the number of keys at whose multiples shards, and other pieces of a sequence's keys, should meet: there
 attention is cut and merged anyway, so that such pieces can be put together to the bits of the whole.
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gqa import jax as jax
     from gqa import nn as nn
     from gqa import onnx as onnx
+    from gqa import torch as torch
 
 read_environment()
 del read_environment
@@ -48,11 +49,12 @@ __all__ = [
 
 
 _ON_FIRST_USE = ("nn", "onnx")  # most programs need neither
+_ADAPTERS = ("jax", "torch")  # not listed, as their libraries may not be there
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        if name in _ON_FIRST_USE or name == "jax":  # the latter is not listed, as it may not be there
+        if name in (*_ON_FIRST_USE, *_ADAPTERS):
             return importlib.import_module(f"gqa.{name}")
         raise AttributeError(f"module 'gqa' has no attribute {name!r}")
 

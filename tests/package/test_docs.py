@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -21,7 +22,14 @@ PAGES = [
     *(f"docs/{x.name}" for x in sorted((ROOT / "docs").glob("*.md"))),
 ]
 PUBLIC = [(module, name) for module in (gqa, gqa.nn, gqa.onnx) for name in module.__all__]
+if importlib.util.find_spec("torch"):
+    PUBLIC += [(gqa.torch, name) for name in gqa.torch.__all__]
 COMMANDS = {"pytest", "ruff", "mypy", "pyright", "clang-format", "."}
+
+
+def libraries(code):
+    """Of those that the tests do without, the ones that some code imports."""
+    return re.findall(r"import gqa.*, (jax|torch)\n", code)
 
 
 def blocks(page, language):
@@ -41,7 +49,7 @@ def examples():
     for name in ["gqa", *(name for name in names if not name.endswith("__main__"))]:
         try:
             module = importlib.import_module(name)
-        except ModuleNotFoundError:  # what needs onnx or JAX
+        except ModuleNotFoundError:  # what needs onnx, JAX or PyTorch
             continue
         yield from (example for example in finder.find(module, name) if example.examples)
 
@@ -50,8 +58,8 @@ def examples():
 def test_an_example(example):
     if "onnx.parser" in example.docstring:
         pytest.importorskip("onnx.parser")
-    if ", jax\n" in example.docstring:
-        pytest.importorskip("jax")
+    for library in libraries(example.docstring):
+        pytest.importorskip(library)
     report = []
     doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS).run(example, out=report.append)
     assert not report, "".join(report)
@@ -73,6 +81,8 @@ def test_the_code_of_a_page(page):
     """All blocks in order, in one namespace; an error shows the line of the page."""
     namespace = {}
     for line, code in blocks(page, "python"):
+        if any(importlib.util.find_spec(library) is None for library in libraries(code)):
+            continue
         exec(compile("\n" * (line - 1) + code, str(ROOT / page), "exec"), namespace)
 
 

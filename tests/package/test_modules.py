@@ -11,7 +11,7 @@ import pytest
 
 import gqa
 
-PUBLIC = ("gqa", "gqa.jax", "gqa.nn", "gqa.onnx")
+PUBLIC = ("gqa", "gqa.jax", "gqa.nn", "gqa.onnx", "gqa.torch")
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(gqa.__path__, "gqa.") if not module.name.endswith("__main__")
 )
@@ -22,6 +22,8 @@ def imported(name: str) -> ModuleType:
         pytest.importorskip("onnx")
     if name == "gqa.jax":
         pytest.importorskip("jax")
+    if name.startswith("gqa.torch"):
+        pytest.importorskip("torch")
     return importlib.import_module(name)
 
 

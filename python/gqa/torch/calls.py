@@ -1,0 +1,49 @@
+"""Calls that compute at once: functions of gqa on the memory of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gqa import scaled_dot_product, varlen
+from gqa.torch.tensors import FLOAT_DTYPES, as_tensor, as_viewed, named_dtype
+
+
+def attend(q: Any, k: Any, v: Any, options: dict[str, Any]) -> Any:
+    """gqa.attention on tensors: out, or (out, lse)."""
+    values = v if v is not None else options.get("past_value")
+    return attended(scaled_dot_product.attention, (q, k, v), _channels(values), options)
+
+
+def attend_packed(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, options: dict[str, Any]) -> Any:
+    """gqa.varlen_attention on tensors: out, or (out, lse)."""
+    return attended(varlen.varlen_attention, (q, k, v, cu_seqlens_q, cu_seqlens_k), _channels(v), options)
+
+
+def attended(
+    function: Callable[..., Any], tensors: tuple[Any, ...], channels: int | None, options: dict[str, Any]
+) -> Any:
+    """What a function of gqa gives: in a new tensor, or in the ``out`` among the options.
+
+    tensors: its positional arguments, the first of which has the output's axes before the channels.
+    """
+    viewed = {name: as_viewed(x) for name, x in options.items()}
+    out, out_dtype = options.get("out"), options.get("out_dtype")
+    if out_dtype is not None:
+        viewed["out_dtype"] = out_dtype = named_dtype(out_dtype)
+    if out is None:
+        q = tensors[0]
+        dtype = q.dtype if out_dtype is None else FLOAT_DTYPES.get(out_dtype)
+        if channels is not None and dtype is not None:  # otherwise the core says what is missing or wrong
+            out = torch.empty(q.shape[:-1] + (channels,), dtype=dtype)  # noqa: RUF005 (a third of the time)
+            viewed["out"] = as_viewed(out)
+    if options.get("num_threads") is None:
+        viewed["num_threads"] = torch.get_num_threads()
+    result = function(*map(as_viewed, tensors), **viewed)
+    return (out, as_tensor(result[1])) if type(result) is tuple else out
+
+
+def _channels(values: Any) -> int | None:
+    return values.shape[-1] if values is not None and len(values.shape) > 0 else None
