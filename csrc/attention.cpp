@@ -51,7 +51,9 @@ Work work_of(const Attention& a, const Sequence& s) {
   auto end = [&](int64_t query) { return std::max<int64_t>(0, std::min(s.keys, s.offset + query + a.right + 1)); };
   auto attended = [&](int64_t query) { return double(std::max<int64_t>(0, end(query) - begin(query))); };
   Work work{};
-  work.rows = a.query_heads / a.kv_heads * s.queries;
+  const int64_t group = a.query_heads / a.kv_heads;
+  work.rows = group * s.queries;
+  work.whole_rows = group * s.whole_queries;
   if (work.rows == 0) return work;
   work.last_key = s.origin + end(s.queries - 1);
   work.first_key = std::min(s.origin + begin(0), work.last_key);
@@ -59,13 +61,32 @@ Work work_of(const Attention& a, const Sequence& s) {
   return work;
 }
 
+// The same for rows whose states are there: each subtree is as much work as a few keys, and none is cut off.
+Work merging_of(const Attention& a, const Sequence& s) {
+  const int64_t group = a.query_heads / a.kv_heads;
+  return {group * s.queries, 0, 0, 4 * double(s.subtree_count), group * s.whole_queries};
+}
+
+// The numbers of a sequence's subtrees, of which some between first and last may be missing.
+struct Span {
+  int64_t first, last;
+  int64_t count() const { return last - first; }
+};
+Span span_of(const Sequence& s) {
+  if (s.subtree_count == 0) return {0, 1};
+  return {s.subtrees[0].number, s.subtrees[s.subtree_count - 1].number + 1};
+}
+
 class Driver {
  public:
-  explicit Driver(const Attention& a)
+  // merging: tasks merge subtrees rather than attend keys.
+  Driver(const Attention& a, bool merging)
       : a_(a),
+        merging_(merging),
         kernels_(active_kernels()[a.arithmetic]),
         schedule_(
-            a.sequence_count, [&](int64_t i) { return work_of(a, a.sequences[i]); },
+            a.sequence_count,
+            [&](int64_t i) { return merging ? merging_of(a, a.sequences[i]) : work_of(a, a.sequences[i]); },
             {a.kv_heads, a.head_dim, a.v_head_dim, a.arithmetic == Arithmetic::f64 ? 8 : 4, kernels_.tile_rows},
             forked() ? 1 : a.threads) {
     for (const Cut& cut : schedule_.cuts()) {
@@ -99,7 +120,8 @@ class Driver {
  private:
   size_t number_of(const Cut& cut) const { return size_t(&cut - schedule_.cuts().data()); }
   TaskShape shape_of(const Cut& cut) const {
-    const int64_t splits = std::min(cut.splits_per_part, cut.work.last_split() - cut.work.first_split());
+    int64_t splits = std::min(cut.splits_per_part, cut.work.last_split() - cut.work.first_split());
+    if (merging_) splits = span_of(a_.sequences[cut.sequence]).count();
     return {std::min(cut.rows_per_unit, cut.work.rows), a_.head_dim, a_.v_head_dim, splits, cut.work.in_lanes()};
   }
 
@@ -114,6 +136,11 @@ class Driver {
     task.split_end = place.split_end;
     task.split_keys = split_keys(cut.work.in_lanes());
     task.rows_in_lanes = cut.work.in_lanes();
+    if (merging_) {
+      const Span subtrees = span_of(*task.sequence);
+      task.split_begin = subtrees.first, task.split_end = subtrees.last;
+      return kernels_.merge_subtrees(a_, task, workspace);
+    }
     if (!cut.in_parts()) return kernels_.attend(a_, task, workspace);
 
     const size_t bytes = aligned(kernels_.partial_bytes(shape_of(cut)));
@@ -129,8 +156,9 @@ class Driver {
     kernels_.merge(a_, task, cut.parts, bytes, workspace);
   }
 
-  // Rows without a query of their own.
+  // Rows without a query of their own. Rows that are handed over have none.
   void clear_padding() const {
+    if (a_.states.data) return;
     const size_t bytes = size_t(bytes_of(a_.out_type));
     for (int64_t s = 0; s < a_.sequence_count; s++) {
       const Sequence& q = a_.sequences[s];
@@ -151,6 +179,7 @@ class Driver {
   }
 
   const Attention& a_;
+  const bool merging_;
   const KernelsOf& kernels_;
   const Schedule schedule_;
   size_t workspace_ = 0, partial_bytes_ = 0;
@@ -160,6 +189,7 @@ class Driver {
 
 }  // namespace
 
-void attend(const Attention& attention) { Driver(attention).run(); }
+void attend(const Attention& attention) { Driver(attention, false).run(); }
+void merge(const Attention& attention) { Driver(attention, true).run(); }
 
 }  // namespace gqa

@@ -52,6 +52,12 @@ struct Run {
   int64_t store, batch, token;  // batch: index on the store's first axis (a batch entry or a page)
 };
 
+// States that somebody has already: those over the keys of a subtree of the merge tree (kernels/merge_tree.h), which
+// `number`, of any piece of many_rows_split_keys keys within it (plan.h), tells from others.
+struct Subtree {
+  int64_t number, slot;
+};
+
 // One batch entry or packed sequence: its query tokens attend the keys that its runs list in order.
 //
 // Keys are counted from the first one listed, whose absolute number is `origin`: what a sequence gives depends on the
@@ -67,6 +73,21 @@ struct Sequence {
   int64_t mask_batch, mask_key;  // number of the entry, index on the mask's batch axis; mask column of key 0
   const Run* runs;
   int64_t run_count;
+
+  int64_t whole_queries;    // queries of all of the sequence, of which these are some; 0: these are all
+  int64_t slot;             // where its raw states go, if they do
+  const Subtree* subtrees;  // of `merge`, by ascending number
+  int64_t subtree_count;
+};
+
+// Raw states of rows, by slot, query head and query: v_head_dim numbers o, and m and l, side by side in the compute
+// type. o is the sum of values times weights, l the sum of the weights 2^(s - m), m the largest base-2 logit; a row
+// without keys has l = 0 and m = -infinity. This is the form in which parts of a sequence's keys, aligned to the tree,
+// travel between calls and machines, independent of instruction sets: merged in the tree's order, their bits are those
+// of one call.
+struct StateRows {
+  char* data;
+  Strides strides;  // batch: slot; token: query
 };
 
 // Key j is attended by query i iff position(i) - left <= j <= position(i) + right, j < keys and the mask allows it.
@@ -81,6 +102,9 @@ struct Attention {
   int64_t out_channel_stride;
   char* lse;  // natural log, in the compute type; may be null
   Strides lse_strides;
+
+  StateRows states;    // if given, rows are not ended in out and lse, but handed over here
+  StateRows subtrees;  // where the states are that `merge` takes
 
   int64_t query_heads, kv_heads, head_dim, v_head_dim;
 
@@ -106,5 +130,9 @@ constexpr int64_t unbounded = int64_t(1) << 62;
 
 // Throws std::bad_alloc before anything is written when the scratch memory cannot be had.
 void attend(const Attention& attention);
+
+// The same for rows whose states are there: each sequence merges its subtrees, in the order of the tree, in place of
+// keys. `states` may be the memory of `subtrees`. Throws as attend.
+void merge(const Attention& attention);
 
 }  // namespace gqa

@@ -54,6 +54,12 @@ class Call {
   // ... or what is added here, within the stores and that mask.
   SequenceList& sequences(const MaskShape& mask_shape);
 
+  // Or, after the query, states that are merged in place of keys: raw ones of kv_heads heads, (slots, heads of q,
+  // queries, v_head_dim + 2), before the options; then sequences that list subtrees.
+  bool set_subtrees(const TensorView& states, int64_t kv_heads);
+  // What is written may be states, too, of the same axes and of the type of the lse: after the options.
+  bool set_states(const TensorView& states);
+
   const Refusal& refusal() const { return refusal_; }
 
   // What comes out, of as many axes as q.
@@ -64,6 +70,7 @@ class Call {
 
   // Computes; lse may be left out. Throws std::bad_alloc before anything is written.
   void run(const TensorView& out, const TensorView& lse);
+  void run_to_states();
 
  private:
   struct Sizes {
@@ -82,6 +89,8 @@ class Call {
   bool set_captured(size_t index, const TensorView& view);
   bool set_sinks();
   bool check_output();
+  StateRows rows_of_states(const TensorView& x) const;
+  void compute();
   bool integers_fit(const Integers& x, const char* name, bool one_for_all);
   void use_contiguous(const TensorView& x, const char*& data, Strides& strides);
   void use_scales(const TensorView& x, const char*& data, Strides& strides) const;
@@ -94,6 +103,7 @@ class Call {
 
   const Options& options_;
   const TensorView* q_ = nullptr;
+  const TensorView *states_ = nullptr, *subtrees_ = nullptr;
   Sizes q_sizes_{};
   bool aligned_ = false;                  // whether keys come from set_keys
   int64_t new_keys_ = 0, past_keys_ = 0;  // of set_keys

@@ -36,6 +36,7 @@ bool Call::check_output() {
     if (share_memory(out, x->data)) return refuse(Rule::overlap, "out", x->name);
     if (x->scale.given() && share_memory(out, x->scale)) return refuse(Rule::overlap_scale, "out", x->name);
   }
+  if (subtrees_ && share_memory(out, *subtrees_)) return refuse(Rule::overlap, "out", "subtrees");
   if (options_.mask.given() && share_memory(out, options_.mask)) return refuse(Rule::overlap, "out", "mask");
   for (const TensorView& captured : options_.captured)
     if (share_memory(out, captured))
@@ -83,12 +84,26 @@ bool Call::list_batch(const Integers& kv_lengths, const Integers& query_offset) 
 }
 
 SequenceList& Call::sequences(const MaskShape& mask_shape) {
+  sequences_.set_slots(states_ ? states_->shape[0] : -1, subtrees_ ? subtrees_->shape[0] : 0);
   sequences_.set_bounds(q_sizes_.batch, q_sizes_.tokens, store_shapes_, options_.mask.given() ? &mask_shape : nullptr);
   return sequences_;
 }
 
 void Call::run(const TensorView& out, const TensorView& lse) {
   if (!out.has_elements() && !(lse.given() && lse.has_elements())) return;
+  const TensorView four = batched(out);
+  a_.out = four.data;
+  a_.out_strides = strides_of(four, options_.layout);
+  a_.out_channel_stride = four.strides[3];
+  if (lse.given()) {
+    a_.lse = lse.data;
+    a_.lse_strides = rows_of(lse);
+  }
+  compute();
+}
+
+void Call::compute() {
+  if (subtrees_) a_.subtrees = rows_of_states(*subtrees_);
   use_contiguous(*q_, a_.q, a_.q_strides);
   for (size_t i = 0; i < stores_.size(); i++) {
     const Tensor &k = *tensors_[2 * i], &v = *tensors_[2 * i + 1];
@@ -98,20 +113,13 @@ void Call::run(const TensorView& out, const TensorView& lse) {
     if (k.scale.given()) use_scales(k.scale, store.k_scale, store.k_scale_strides);
     if (v.scale.given()) use_scales(v.scale, store.v_scale, store.v_scale_strides);
   }
-  const TensorView four = batched(out);
-  a_.out = four.data;
-  a_.out_strides = strides_of(four, options_.layout);
-  a_.out_channel_stride = four.strides[3];
-  if (lse.given()) {
-    a_.lse = lse.data;
-    a_.lse_strides = rows_of(lse);
-  }
   a_.stores = stores_.data();
   a_.threads = options_.threads;
   const std::vector<Sequence>& sequences = sequences_.finish();
   a_.sequences = sequences.data();
   a_.sequence_count = int64_t(sequences.size());
-  attend(a_);
+  if (subtrees_) merge(a_);
+  else attend(a_);
 }
 
 // The memory of a tensor with contiguous channels: its own, or that of a copy.

@@ -39,9 +39,10 @@ constexpr int64_t split_keys(bool rows_in_lanes) { return rows_in_lanes ? many_r
 struct Work {
   int64_t rows;  // of one KV head
   int64_t first_key, last_key;
-  double attended;  // keys of an average row
+  double attended;         // keys of an average row
+  int64_t whole_rows = 0;  // those of the whole sequence, if these are some of them: all take the same loop
 
-  bool in_lanes() const { return rows_in_lanes(rows); }
+  bool in_lanes() const { return rows_in_lanes(std::max(rows, whole_rows)); }
   // Splits [first, last) that hold the keys; one without keys, too, is a split.
   int64_t first_split() const { return first_key / split_keys(in_lanes()); }
   int64_t last_split() const { return std::max(first_split() + 1, ceil_div(last_key, split_keys(in_lanes()))); }
@@ -56,8 +57,9 @@ struct Sizes {
 // block) stay in L2, and as long as there are units enough for the threads.
 constexpr int64_t max_rows_per_unit = 1024, unit_bytes = 1 << 22;
 
-constexpr int64_t rows_per_unit(int64_t rows, const Sizes& sizes, int64_t sequences_and_heads, int64_t threads) {
-  if (!rows_in_lanes(rows)) return rows;
+inline int64_t rows_per_unit(const Work& work, const Sizes& sizes, int64_t sequences_and_heads, int64_t threads) {
+  const int64_t rows = work.rows;
+  if (!work.in_lanes()) return rows;
   const int64_t fit = unit_bytes / ((sizes.head_dim + sizes.v_head_dim + 1) * sizes.element_bytes);
   const int64_t wanted = ceil_div(4 * threads, sequences_and_heads);  // units from each sequence and head
   const int64_t most = std::min({max_rows_per_unit, fit, threads > 1 ? ceil_div(rows, wanted) : rows});

@@ -18,7 +18,8 @@ namespace gqa {
   /* of memory */                      X(read_only) X(shares_itself) X(overlap) X(overlap_scale) \
   /* of score programs */             X(program_kind) X(program_dtype) X(program_arrays) X(program_rank) \
     X(program_empty) X(program_value) X(program_constant) \
-  /* of the rows of gqa's own tables */ X(rows) X(store) X(run) X(sequence) X(keys) X(origin) X(masked_sequence)
+  /* of the rows of gqa's own tables */ X(rows) X(store) X(run) X(sequence) X(keys) X(origin) X(masked_sequence) \
+    X(slot) X(subtree) X(contiguous)
 // clang-format on
 
 enum class Rule : uint8_t {

@@ -15,7 +15,7 @@ void Schedule::deal_out() {
 
   const int64_t units_at_least = int64_t(cuts_.size()) * sizes_.kv_heads;
   for (Cut& cut : cuts_) {
-    cut.rows_per_unit = rows_per_unit(cut.work.rows, sizes_, units_at_least, threads_);
+    cut.rows_per_unit = rows_per_unit(cut.work, sizes_, units_at_least, threads_);
     cut.blocks_of_rows = ceil_div(cut.work.rows, cut.rows_per_unit);
     cut_keys(cut);
     cut.first_unit = units_;

@@ -32,6 +32,15 @@ bool SequenceList::add_run(int64_t store, int64_t batch, int64_t token, int64_t 
   return true;
 }
 
+bool SequenceList::add_subtree(int64_t number, int64_t slot) {
+  const int64_t index = int64_t(subtrees_.size());
+  const int64_t least = index > subtree_begin_ ? subtrees_.back().number + 1 : 0;
+  if (number < least || number > max_tokens) return refuse(Rule::subtree, index, number, least);
+  if (slot < 0 || slot >= read_slots_) return refuse(Rule::slot, index, slot, read_slots_ - 1);
+  subtrees_.push_back({number, slot});
+  return true;
+}
+
 bool SequenceList::add_sequence(const Sequence& s) {
   const int64_t index = int64_t(sequences_.size());
   if (s.batch < 0 || s.batch >= batch_ || s.token < 0 || s.queries < 0 || s.padding < 0 || s.token > queries_ ||
@@ -43,19 +52,27 @@ bool SequenceList::add_sequence(const Sequence& s) {
       (s.mask_batch < 0 || s.mask_batch >= mask_.batch || s.queries > mask_.queries || s.mask_key < 0 ||
        s.mask_key > mask_.keys || s.keys > mask_.keys - s.mask_key))
     return refuse(Rule::masked_sequence, index);
+  if (s.whole_queries < 0 || s.whole_queries > max_tokens) return refuse(Rule::sequence, index);
+  if (written_slots_ >= 0 && (s.slot < 0 || s.slot >= written_slots_))
+    return refuse(Rule::slot, index, s.slot, written_slots_ - 1);
   sequences_.push_back(s);
   sequences_.back().offset = std::clamp(s.offset, -unbounded / 2, unbounded / 2);
   sequences_.back().run_count = int64_t(runs_.size()) - run_begin_;
+  sequences_.back().subtree_count = int64_t(subtrees_.size()) - subtree_begin_;
   run_begin_ = int64_t(runs_.size());
+  subtree_begin_ = int64_t(subtrees_.size());
   run_keys_ = 0;
   return true;
 }
 
 const std::vector<Sequence>& SequenceList::finish() {
   const Run* runs = runs_.data();
+  const Subtree* subtrees = subtrees_.data();
   for (Sequence& sequence : sequences_) {
     sequence.runs = runs;
     runs += sequence.run_count;
+    sequence.subtrees = subtrees;
+    subtrees += sequence.subtree_count;
   }
   return sequences_;
 }

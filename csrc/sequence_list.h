@@ -33,6 +33,13 @@ class SequenceList {
   bool add_run(int64_t store, int64_t batch, int64_t token, int64_t count);
   bool add_sequence(const Sequence& sequence);
 
+  // In place of runs, where states are merged: those of a subtree. Numbers ascend within a sequence.
+  bool add_subtree(int64_t number, int64_t slot);
+
+  // How many slots for states there are: to write, one of which each sequence names, and to read. None are written
+  // unless this is called.
+  void set_slots(int64_t written, int64_t read) { written_slots_ = written, read_slots_ = read; }
+
   const Refusal& refusal() const { return refusal_; }
 
   // All of them, once all runs are there.
@@ -45,9 +52,11 @@ class SequenceList {
   const std::vector<StoreShape>* stores_ = nullptr;
   MaskShape mask_{};
   bool has_mask_ = false;
+  int64_t written_slots_ = -1, read_slots_ = 0;
   std::vector<Run> runs_;
+  std::vector<Subtree> subtrees_;
   std::vector<Sequence> sequences_;
-  int64_t run_begin_ = 0, run_keys_ = 0;  // of the sequence that comes next
+  int64_t run_begin_ = 0, run_keys_ = 0, subtree_begin_ = 0;  // of the sequence that comes next
   Refusal refusal_{};
 };
 

@@ -36,6 +36,38 @@ bool in_one_split(const Task& task, Interval keys) {
   return keys.begin >= keys.end || (origin + keys.begin) / task.split_keys == (origin + keys.end - 1) / task.split_keys;
 }
 
+// The states of a task's splits, or subtrees, on their way up the tree.
+template <class States> class WaitingStates {
+ public:
+  // partial: where the first ones go, and with them the total; null: as the others.
+  WaitingStates(const TaskShape& shape, Scratch& scratch, void* partial)
+      : shape_(shape),
+        partial_(partial),
+        slots_(scratch.take<char>(int64_t(States::bytes(shape)) * MergeTree<States>::depth(shape.splits))) {}
+
+  // Room for the states of the next split, cleared; they must be added.
+  States next(int64_t split) {
+    tree_.advance(split);
+    const int i = tree_.waiting();
+    void* const memory = i == 0 && partial_ ? partial_ : slots_ + size_t(i) * States::bytes(shape_);
+    const States states = States::at(memory, shape_);
+    states.clear();
+    return states;
+  }
+  void add(const States& states, int64_t split) { tree_.add(states, split); }
+
+  const States& total() {
+    if (tree_.waiting() == 0) tree_.add(next(0), 0);
+    return tree_.total();
+  }
+
+ private:
+  const TaskShape& shape_;
+  void* const partial_;
+  char* const slots_;
+  MergeTree<States> tree_;
+};
+
 // The states of the task's splits, one after another, merged as merge_tree.h says, and then stored or written.
 template <class T, class Loop> void attend_with(const Attention& a, const Task& task, void* workspace) {
   using States = typename Loop::States;
@@ -49,25 +81,15 @@ template <class T, class Loop> void attend_with(const Attention& a, const Task& 
 
   loop.load_queries();
 
-  const size_t bytes = States::bytes(shape);
-  char* const slots = scratch.take<char>(int64_t(bytes) * MergeTree<States>::depth(shape.splits));
-  auto slot = [&](int i) {
-    return States::at(i == 0 && task.partial ? task.partial : slots + size_t(i) * bytes, shape);
-  };
-  MergeTree<States> tree;
+  WaitingStates<States> waiting(shape, scratch, task.partial);
   for (int64_t split = task.split_begin; split < task.split_end; split++) {
     const Interval part = within_split(task, split, keys);
     if (part.begin >= part.end) continue;
-    const States states = slot(tree.waiting());
-    states.clear();
+    const States states = waiting.next(split);
     loop.run(part, states);
-    tree.add(states, split);
+    waiting.add(states, split);
   }
-  if (tree.waiting() == 0) {
-    tree.add(slot(0), task.split_begin);
-    slot(0).clear();
-  }
-  const States& total = tree.total();
+  const States& total = waiting.total();
   if (!task.partial) loop.write(total);
 }
 
@@ -104,8 +126,28 @@ template <class T> void merge(const Attention& a, const Task& task, int64_t part
   else merge_with<T, ChannelsInLanes<T>>(a, task, parts, stride, workspace);
 }
 
+template <class T, class Loop> void merge_subtrees_with(const Attention& a, const Task& task, void* workspace) {
+  const TaskShape shape = shape_of(a, task);
+  Scratch scratch(workspace);
+  const typename Loop::Buffers buffers(shape, scratch);
+  WaitingStates<typename Loop::States> waiting(shape, scratch, nullptr);
+  const Sequence& sequence = *task.sequence;
+  for (const Subtree* x = sequence.subtrees; x < sequence.subtrees + sequence.subtree_count; x++) {
+    const typename Loop::States states = waiting.next(x->number);
+    read_rows(a, task, x->slot, states);
+    waiting.add(states, x->number);
+  }
+  Loop(a, task, buffers).write(waiting.total());
+}
+
+template <class T> void merge_subtrees(const Attention& a, const Task& task, void* workspace) {
+  if (task.rows_in_lanes) merge_subtrees_with<T, RowsInLanes<T>>(a, task, workspace);
+  else merge_subtrees_with<T, ChannelsInLanes<T>>(a, task, workspace);
+}
+
 template <class T>
-constexpr KernelsOf kernels_of = {tile_lanes<T>, workspace_bytes<T>, partial_bytes<T>, attend<T>, merge<T>, rotate<T>};
+constexpr KernelsOf kernels_of = {tile_lanes<T>, workspace_bytes<T>, partial_bytes<T>, attend<T>,
+                                  merge<T>,      merge_subtrees<T>,  rotate<T>};
 
 }  // namespace
 

@@ -37,6 +37,8 @@ struct KernelsOf {
   // Merges the partial states of the `parts` tasks that one unit was cut into, stored at `task.partial` every `stride`
   // bytes, and writes the output. Part i is subtree task.split_begin + i of those that have as many splits as a part.
   void (*merge)(const Attention&, const Task& task, int64_t parts, size_t stride, void* workspace);
+  // Merges the subtrees of the task's sequence, whose numbers are within the task's splits, and writes the output.
+  void (*merge_subtrees)(const Attention&, const Task& task, void* workspace);
   // Tokens [begin, end) of all batch entries, counted one entry after another.
   void (*rotate)(const Rotary&, int64_t begin, int64_t end);
 };

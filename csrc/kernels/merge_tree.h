@@ -3,9 +3,9 @@
 // Floating-point sums depend on their order, so the order must follow from the numbers of the splits alone. It is that
 // of a balanced binary tree over all split numbers: node i of level n covers the splits [i, i + 1) * 2^n and merges its
 // two halves, the later into the earlier; a half without keys is left out. Splits come in ascending order, and the tree
-// is kept as a binary counter keeps a number: when split s is added, every node that ends at s + 1 is complete, and as
-// many merges follow as s + 1 has trailing zeros. Whoever has merged a subtree already, another task, another machine,
-// adds it as one, and no bit of the result changes.
+// is kept as a binary counter keeps a number: the next one's number says which nodes are complete. Whoever has merged a
+// subtree already, another task, another machine, adds it as one, under the number of any split in it, and no bit of
+// the result changes.
 #pragma once
 
 #include <stdint.h>
@@ -27,13 +27,17 @@ template <class States> class MergeTree {
 
   int waiting() const { return count_; }
 
-  // Adds the states of split, or subtree, `number`, which must be higher than those before. `states` are merged in
-  // place later, and must stay where they are.
+  // Merges what is complete once the next split, or subtree, is `number`, which must be higher than those before. The
+  // smallest node that holds two numbers is as high as the first bit in which they differ.
+  void advance(int64_t number) {
+    while (count_ > 1 && (numbers_[count_ - 2] ^ numbers_[count_ - 1]) < (numbers_[count_ - 1] ^ number)) join();
+  }
+
+  // Adds the states of split, or subtree, `number`. They are merged in place later, and must stay where they are.
   void add(const States& states, int64_t number) {
-    const int64_t end = number + 1, size = end & -end;  // of the largest subtree that ends here
+    advance(number);
     states_[count_] = states;
     numbers_[count_++] = number;
-    while (count_ > 1 && numbers_[count_ - 2] >= end - size) join();
   }
 
   // All states merged; there must be one.

@@ -84,6 +84,8 @@ PyMethodDef methods[] = {
     method<attention>("attention", "gqa.attention, once its arguments are in order."),
     method<infer_shapes>("infer_shapes", "gqa.infer_shapes, the same."),
     method<attend_sequences>("attend_sequences", "Attention of sequences whose keys are runs of stores."),
+    method<attend_states>("attend_states", "The raw states of such sequences."),
+    method<merge_subtrees>("merge_subtrees", "Raw states of parts of sequences, merged in the order of the tree."),
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -36,6 +36,8 @@ TensorView query_view(Views& views, PyObject* q);
 py::object compute(Call& call, const OptionReader& reader, PyObject* q);
 
 PyObject* attend_sequences(PyObject*, PyObject* const* args, Py_ssize_t count);
-constexpr int sequence_columns = 10, run_columns = 4;  // of its tables
+PyObject* attend_states(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* merge_subtrees(PyObject*, PyObject* const* args, Py_ssize_t count);
+constexpr int sequence_columns = 10, state_sequence_columns = 11, run_columns = 4;  // of their tables
 
 }  // namespace gqa

@@ -1,4 +1,5 @@
-// sequences.cpp: the extension's function `attend_sequences`, which packed batches and caches call.
+// sequences.cpp: the extension's functions on sequences of runs, which packed batches and caches call, and on the
+// states of subtrees, in which form parts of a sequence's keys are put together.
 #include "calls.h"
 #include "refusals.h"
 #include "scalars.h"
@@ -42,7 +43,8 @@ void add_stores(Call& call, Views& views, PyObject* stores, std::vector<Tensor>&
   }
 }
 
-void add_sequences(SequenceList& list, const Table& sequences, const Table& runs) {
+// states: whether the rows of the table name slots, too.
+void add_sequences(SequenceList& list, const Table& sequences, const Table& runs, bool states, int64_t whole_queries) {
   list.reserve(sequences.rows(), runs.rows());
   int64_t run = 0;
   for (int64_t i = 0; i < sequences.rows(); i++) {
@@ -56,8 +58,61 @@ void add_sequences(SequenceList& list, const Table& sequences, const Table& runs
     sequence.batch = s[0], sequence.token = s[1], sequence.queries = s[2], sequence.padding = s[3];
     sequence.origin = s[4], sequence.offset = s[5], sequence.keys = s[6];
     sequence.mask_batch = s[7], sequence.mask_key = s[8];
+    sequence.whole_queries = whole_queries;
+    if (states) sequence.slot = s[sequence_columns];
     if (!list.add_sequence(sequence)) raise(list.refusal());
   }
+}
+
+// Rows: batch, token, queries, padding, slot, number of subtrees; of subtrees: number, slot, those of the first first.
+constexpr int merge_columns = 6, subtree_columns = 2;
+void add_merges(SequenceList& list, const Table& sequences, const Table& subtrees, int64_t whole_queries) {
+  list.reserve(sequences.rows(), 0);
+  int64_t next = 0;
+  for (int64_t i = 0; i < sequences.rows(); i++) {
+    const int64_t* s = sequences.row(i);
+    if (s[5] < 0 || s[5] > subtrees.rows() - next) refuse(Rule::rows, "subtrees");
+    for (const int64_t end = next + s[5]; next < end; next++)
+      if (const int64_t* x = subtrees.row(next); !list.add_subtree(x[0], x[1])) raise(list.refusal());
+    Sequence sequence{};
+    sequence.batch = s[0], sequence.token = s[1], sequence.queries = s[2], sequence.padding = s[3];
+    sequence.slot = s[4];
+    sequence.whole_queries = whole_queries;
+    if (!list.add_sequence(sequence)) raise(list.refusal());
+  }
+}
+
+MaskShape read_mask_shape(PyObject* tuple) {
+  PyObject* const* const sizes = items_of(tuple, 3, "the mask's shape");
+  return {read_integer(sizes[0], "mask_shape"), read_integer(sizes[1], "mask_shape"),
+          read_integer(sizes[2], "mask_shape")};
+}
+
+// What attend_sequences and attend_states have in common. states: null, or (states, whole_queries).
+py::object attend_runs(PyObject* const* args, PyObject* states) {
+  PyObject* const* const tables = items_of(args[2], 3, "the tables");
+  const MaskShape mask_shape = read_mask_shape(tables[2]);
+  PyObject* const* const raw = states ? items_of(states, 2, "the states") : nullptr;
+  const int64_t whole_queries = raw ? read_integer(raw[1], "whole_queries") : 0;
+  OptionReader reader(args[3]);
+  reader.read_numbers();
+  Views views;
+  Call call(reader.options());
+  const TensorView q = query_view(views, args[0]);
+  reader.read_tensors(views);
+  if (!call.set_query(q)) raise(call.refusal());
+  std::vector<Tensor> tensors;
+  add_stores(call, views, args[1], tensors);
+  if (!call.set_options(&mask_shape)) raise(call.refusal());
+  TensorView states_view;
+  if (raw && !call.set_states(states_view = views.view(raw[0], "states", Role::floats))) raise(call.refusal());
+  add_sequences(call.sequences(mask_shape),
+                Table(tables[0], "sequences", raw ? state_sequence_columns : sequence_columns),
+                Table(tables[1], "runs", run_columns), raw != nullptr, whole_queries);
+  if (!raw) return compute(call, reader, args[0]);
+  py::gil_scoped_release release;
+  call.run_to_states();
+  return py::none();
 }
 
 }  // namespace
@@ -70,23 +125,43 @@ void add_sequences(SequenceList& list, const Table& sequences, const Table& runs
 PyObject* attend_sequences(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return guarded([&] {
     require_arguments("attend_sequences", count, 4);
-    PyObject* const* const tables = items_of(args[2], 3, "the tables");
-    PyObject* const* const sizes = items_of(tables[2], 3, "the mask's shape");
-    const MaskShape mask_shape{read_integer(sizes[0], "mask_shape"), read_integer(sizes[1], "mask_shape"),
-                               read_integer(sizes[2], "mask_shape")};
-    OptionReader reader(args[3]);
+    return attend_runs(args, nullptr);
+  });
+}
+
+// The same, but that rows are not ended: their raw states go to (states, whole_queries). states: (slots, heads of q,
+// queries, v_head_dim + 2), of the compute type; rows of sequences name a slot in one more column, have no padding, and
+// are some of the whole_queries of their sequence, or all of them if that is 0.
+PyObject* attend_states(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  return guarded([&] {
+    require_arguments("attend_states", count, 5);
+    return attend_runs(args, args[4]);
+  });
+}
+
+// Merges such states, and returns the output of q, or (output, lse); or None, if more states are given to put them in.
+// (q, kv_heads, subtrees, (sequences, subtree numbers and slots, whole_queries), options, states or None)
+PyObject* merge_subtrees(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  return guarded([&]() -> py::object {
+    require_arguments("merge_subtrees", count, 6);
+    PyObject* const* const tables = items_of(args[3], 3, "the tables");
+    const int64_t kv_heads = read_integer(args[1], "kv_heads"), whole = read_integer(tables[2], "whole_queries");
+    OptionReader reader(args[4]);
     reader.read_numbers();
     Views views;
     Call call(reader.options());
-    const TensorView q = query_view(views, args[0]);
+    const TensorView q = query_view(views, args[0]), subtrees = views.view(args[2], "subtrees", Role::floats);
     reader.read_tensors(views);
-    if (!call.set_query(q)) raise(call.refusal());
-    std::vector<Tensor> tensors;
-    add_stores(call, views, args[1], tensors);
-    if (!call.set_options(&mask_shape)) raise(call.refusal());
-    add_sequences(call.sequences(mask_shape), Table(tables[0], "sequences", sequence_columns),
-                  Table(tables[1], "runs", run_columns));
-    return compute(call, reader, args[0]);
+    if (!call.set_query(q) || !call.set_subtrees(subtrees, kv_heads) || !call.set_options(nullptr))
+      raise(call.refusal());
+    const TensorView states = views.view(args[5], "states", Role::floats);
+    if (states.given() && !call.set_states(states)) raise(call.refusal());
+    add_merges(call.sequences({}), Table(tables[0], "sequences", merge_columns),
+               Table(tables[1], "subtrees", subtree_columns), whole);
+    if (!states.given()) return compute(call, reader, args[0]);
+    py::gil_scoped_release release;
+    call.run_to_states();
+    return py::none();
   });
 }
 

@@ -107,6 +107,9 @@ SENTENCES: dict[str, tuple[type[Exception], str]] = {
     "keys": (ValueError, "sequence {index} has {number} keys or more, expected 0 to {expected}"),
     "origin": (ValueError, "sequence {index} begins at key {number}, expected 0 to {expected}"),
     "masked_sequence": (ValueError, "sequence {index} is not within the mask"),
+    "slot": (ValueError, "sequence or subtree {index} names slot {number}, expected 0 to {expected}"),
+    "contiguous": (ValueError, "the last axis of {argument} is not contiguous"),
+    "subtree": (ValueError, "subtree {index} has number {number}, expected at least {expected}"),
 }
 
 

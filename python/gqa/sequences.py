@@ -43,12 +43,16 @@ def attend_sequences(
         taken = arrays(*(x for x in given if x is not None))
         if sharing_memory(as_array("out", options.out), tuple(taken)):
             raise ValueError("out overlaps k or v in memory")
-    named = tuple((_store_name("k", i, stores), k, _store_name("v", i, stores), v) for i, (k, v) in enumerate(stores))
-    result = _core.attend_sequences(q, named, (sequences, runs, mask_shape), options)
+    result = _core.attend_sequences(q, named_stores(stores), (sequences, runs, mask_shape), options)
     if q.ndim == 3 and isinstance(result, tuple):
         return result[0], result[1].T
     output: Array | tuple[Array, Array] = result
     return output
+
+
+def named_stores(stores: list[Store]) -> tuple[tuple[str, Tensor, str, Tensor], ...]:
+    """Stores as the core takes them, with the names that its refusals give to keys and values."""
+    return tuple((_store_name("k", i, stores), k, _store_name("v", i, stores), v) for i, (k, v) in enumerate(stores))
 
 
 def _store_name(name: str, i: int, stores: list[Store]) -> str:
