@@ -17,6 +17,7 @@ from gqa.quantization import Quantized, quantize
 from gqa.rotary_embedding import rotary, rotary_tables
 from gqa.runtime import get_num_threads, info, read_environment, set_num_threads
 from gqa.scaled_dot_product import attention, infer_shapes
+from gqa.scores.tracing import trace
 from gqa.states import merge_states
 from gqa.varlen import varlen_attention
 
@@ -44,6 +45,7 @@ __all__ = [
     "rotary",
     "rotary_tables",
     "set_num_threads",
+    "trace",
     "varlen_attention",
 ]
 

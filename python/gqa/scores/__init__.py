@@ -1,0 +1,1 @@
+"""Score functions: Python functions of one score, traced once into programs that the kernels run."""
