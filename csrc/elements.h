@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "attention.h"
 
@@ -33,6 +34,26 @@ inline double element_as_double(const char* p, DType type) {
       return element<float>(reinterpret_cast<const char*>(&bits));
     }
     default: return element<float>(p);
+  }
+}
+
+// A whole number of S; one that is of no use as a position, being further from 0 than `unbounded`, is +-unbounded.
+template <class S> int64_t bounded_element(const char* p) {
+  const S x = element<S>(p);
+  if constexpr (sizeof(S) == 8) {
+    if (x > S(unbounded)) return unbounded;
+    if constexpr (std::is_signed_v<S>)
+      if (x < -unbounded) return -unbounded;
+  }
+  return int64_t(x);
+}
+
+inline int64_t integer_at(const char* p, bool is_signed, int64_t bytes) {
+  switch (bytes) {
+    case 1: return is_signed ? bounded_element<int8_t>(p) : bounded_element<uint8_t>(p);
+    case 2: return is_signed ? bounded_element<int16_t>(p) : bounded_element<uint16_t>(p);
+    case 4: return is_signed ? bounded_element<int32_t>(p) : bounded_element<uint32_t>(p);
+    default: return is_signed ? bounded_element<int64_t>(p) : bounded_element<uint64_t>(p);
   }
 }
 

@@ -7,6 +7,10 @@
 #include "../plan.h"
 #include "../threads.h"
 
+#if defined(GQA_XLA)
+#include "../xla/handler.h"
+#endif
+
 namespace gqa {
 
 // init.cpp lets Python in.
@@ -23,6 +27,11 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
   m.def("default_threads", &default_threads_now);
   m.def("set_threads", &set_threads);
   m.def("has_openmp", &has_openmp);
+#if defined(GQA_XLA)
+  m.attr("XLA_ATTENTION") = xla_attention();
+#else
+  m.attr("XLA_ATTENTION") = py::none();
+#endif
   m.attr("SPLIT_KEYS") = many_rows_split_keys;
   m.attr("__version__") = GQA_VERSION;
 }

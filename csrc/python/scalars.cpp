@@ -21,25 +21,6 @@ bool has_axes(PyObject* object) {
   return PySequence_Check(shape.ptr()) && py::len(shape) > 0;
 }
 
-template <class S> int64_t clamped(const char* p) {
-  const S x = element<S>(p);
-  if constexpr (sizeof(S) == 8) {
-    if (x > S(unbounded)) return unbounded;
-    if constexpr (std::is_signed_v<S>)
-      if (x < -unbounded) return -unbounded;
-  }
-  return int64_t(x);
-}
-
-int64_t integer_at(const char* p, bool is_signed, int64_t bytes) {
-  switch (bytes) {
-    case 1: return is_signed ? clamped<int8_t>(p) : clamped<uint8_t>(p);
-    case 2: return is_signed ? clamped<int16_t>(p) : clamped<uint16_t>(p);
-    case 4: return is_signed ? clamped<int32_t>(p) : clamped<uint32_t>(p);
-    default: return is_signed ? clamped<int64_t>(p) : clamped<uint64_t>(p);
-  }
-}
-
 }  // namespace
 
 bool read_flag(PyObject* object, const char* name) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.buffer_callback import buffer_callback
 
-from gqa import scaled_dot_product
+from gqa import _core, scaled_dot_product
 from gqa.arguments import Array
 from gqa.quantization import Quantized
 
@@ -26,6 +26,8 @@ def __dir__() -> list[str]:
 _TENSORS = ("q", "k", "v", "past_key", "past_value")
 _POSITIONS = ("query_offset", "kv_lengths")
 _ARRAYS = (*_TENSORS, "mask", "sinks", *_POSITIONS)
+_NUMBERS = ("layout", "causal", "window", "scale", "softcap", "out_dtype", "return_lse", "num_threads")
+_UNBOUNDED, _MAX_THREADS = 2**62, 1024
 
 
 def attention(q: Any, k: Any = None, v: Any = None, **options: Any) -> Any:
@@ -72,10 +74,11 @@ def attention(q: Any, k: Any = None, v: Any = None, **options: Any) -> Any:
     for name, x in arrays.items():
         if isinstance(x, Quantized):
             raise TypeError(f"{name} is quantised, expected an array")
-    operands = {name: jnp.asarray(x) for name, x in arrays.items() if x is not None}
+    operands = {name: x if isinstance(x, jax.Array) else jnp.asarray(x) for name, x in arrays.items() if x is not None}
     if not any(isinstance(x, jax.core.Tracer) for x in operands.values()):
-        jax.block_until_ready(operands)
-        return jax.tree.map(jnp.asarray, scaled_dot_product.attention(**operands, **options))
+        # Straight to NumPy: compiled, each new number of keys would take milliseconds.
+        attended: Any = scaled_dot_product.attention(**{name: np.asarray(x) for name, x in operands.items()} | options)
+        return tuple(map(jnp.asarray, attended)) if isinstance(attended, tuple) else jnp.asarray(attended)
     results = _attend(_call(operands, options), tuple(operands.values()))
     return results if len(results) > 1 else results[0]
 
@@ -201,6 +204,25 @@ class _Call:
     results: tuple[tuple[tuple[int, ...], str], ...]
     settings: tuple[tuple[str, Any], ...]
 
+    def has_attributes(self) -> bool:
+        """Whether all that is said about the call can be said to the core without Python."""
+        return all(name in _NUMBERS or x is None for name, x in self.settings)
+
+    def attributes(self) -> dict[str, Any]:
+        """The call as the attributes of the core's own function for XLA (csrc/xla/handler.cpp)."""
+        own_axes, options = dict(self.axes), dict(self.settings)
+        window, scale, threads = (options.get(name) for name in ("window", "scale", "num_threads"))
+        bounds = [_UNBOUNDED if n is None else min(int(n), _UNBOUNDED) for n in window or (None, None)]
+        return {
+            "own_axes": np.array([own_axes.get(name, -1) for name in _ARRAYS], np.int64),
+            "tokens_first": options.get("layout") == "bshd",
+            "causal": bool(options.get("causal", False)),
+            "window": np.array(bounds, np.int64),
+            "scale": np.float64(math.nan if scale is None else scale),
+            "softcap": np.float64(options.get("softcap", 0.0)),
+            "num_threads": np.int64(0 if threads is None else min(int(threads), _MAX_THREADS)),
+        }
+
     def __call__(self, context: Any, results: Sequence[Any], *operands: Any) -> None:
         """Called by XLA with its own memory."""
         self.attend([np.asarray(x) for x in operands], [np.asarray(x) for x in results])
@@ -219,7 +241,7 @@ class _Call:
             return
         rows = math.prod(leading) * batch
         out, *lse = (x.reshape(rows, *x.shape[x.ndim - axes :]) for x, axes in zip(results, (3, 2)))
-        attended = scaled_dot_product.attention(**arrays, out=out, **dict(self.settings))
+        attended: Any = scaled_dot_product.attention(**arrays, out=out, **dict(self.settings))
         for x in lse:
             x[...] = attended[1]
 
@@ -260,7 +282,28 @@ def _call(operands: dict[str, Any], options: dict[str, Any]) -> _Call:
 
 def _run(call: _Call, operands: tuple[Any, ...]) -> Any:
     results = tuple(jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in call.results)
+    if call.has_attributes() and (target := _xla_target()) is not None:
+        return jax.ffi.ffi_call(target, results, vmap_method="expand_dims")(*operands, **call.attributes())
+    from jax.experimental.buffer_callback import buffer_callback
+
     return buffer_callback(call, results, vmap_method="expand_dims")(*operands)
+
+
+@functools.cache
+def _xla_target() -> str | None:
+    """The name by which XLA calls the core itself, or None: then it calls Python.
+
+    None where gqa was built without jaxlib's headers, and where this jaxlib does not take what was built with those of
+    another one. It is asked once it runs: what it refuses at its start would leave JAX without the CPU.
+    """
+    if _core.XLA_ATTENTION is None:
+        return None
+    try:
+        jax.devices("cpu")
+        jax.ffi.register_ffi_target("gqa_attention", _core.XLA_ATTENTION, platform="cpu")
+    except Exception:
+        return None
+    return "gqa_attention"
 
 
 def _refuse_gradient(*_: Any) -> Any:

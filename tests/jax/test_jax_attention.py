@@ -1,5 +1,7 @@
 """gqa.jax.attention against gqa.attention: eagerly, within jit, vmap and other transformations."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ import jax.numpy as jnp  # noqa: E402
 
 import gqa.jax  # noqa: E402
 
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental").enable_x64
 DTYPES = (jnp.float32, jnp.float16, jnp.bfloat16)
 CALLS = {
     "plain": {},
@@ -26,6 +29,17 @@ CALLS = {
     "layout": {"layout": "bshd"},
     "float32 of half precision": {"out_dtype": np.float32, "return_lse": True},
 }
+
+
+@pytest.fixture(autouse=True, params=["XLA calls the core", "XLA calls Python"])
+def door(request, monkeypatch):
+    """The two ways from a computation into the core."""
+    if request.param == "XLA calls Python":
+        pytest.importorskip("jax.experimental.buffer_callback", reason="this JAX hands Python no buffers")
+        monkeypatch.setattr(gqa.jax, "_xla_target", lambda: None)
+    elif gqa.jax._xla_target() is None:
+        pytest.skip("built without the headers of this jaxlib")
+    return request.param
 
 
 def tensors(rng, dtype=np.float32, sizes=(2,), layout="bhsd", tokens=(5, 9, 9)):
@@ -75,7 +89,7 @@ def test_arrays_among_the_options_are_traced(rng):
 
 
 def test_float64(rng):
-    with jax.enable_x64(True):
+    with enable_x64(True):
         arrays = tensors(rng, np.float64)
         expected = gqa.attention(*arrays, return_lse=True)
         assert_equal(jax.jit(lambda *x: gqa.jax.attention(*x, return_lse=True))(*arrays), expected)
@@ -85,7 +99,7 @@ def test_float64(rng):
 def test_nothing_to_compute(rng):
     for tokens in ((0, 9, 9), (5, 0, 0)):
         arrays = tensors(rng, tokens=tokens)
-        assert_equal(jax.jit(gqa.jax.attention)(*arrays), gqa.attention(*arrays))
+        assert_equal(jax.jit(lambda *x: gqa.jax.attention(*x))(*arrays), gqa.attention(*arrays))
 
 
 # ---- vmap ----------------------------------------------------------------------------------------------------------
@@ -139,7 +153,9 @@ def test_vmap_of_vmap_with_two_results(rng):
             assert_equal(tuple(x[i, j] for x in result), expected)
 
 
-def test_vmap_makes_one_call_of_what_is_a_larger_batch(rng, monkeypatch):
+def test_vmap_makes_one_call_of_what_is_a_larger_batch(rng, monkeypatch, door):
+    if door == "XLA calls the core":
+        pytest.skip("only calls of Python can be counted")
     calls = []
     whole = gqa.jax.scaled_dot_product.attention
     monkeypatch.setattr(gqa.jax.scaled_dot_product, "attention", lambda **x: calls.append(x["q"].shape) or whole(**x))
@@ -152,19 +168,22 @@ def test_vmap_makes_one_call_of_what_is_a_larger_batch(rng, monkeypatch):
 # ---- memory, threads, loops ----------------------------------------------------------------------------------------
 
 
-def test_keys_and_values_are_read_in_place(rng, monkeypatch):
+def test_keys_and_values_are_read_in_place_eagerly(rng, monkeypatch):
     seen = []
     whole = gqa.jax.scaled_dot_product.attention
-
-    def spy(**arrays):
-        seen.append([np.from_dlpack(arrays[name]).ctypes.data for name in "kv"])
-        return whole(**arrays)
-
+    monkeypatch.setattr(
+        gqa.jax.scaled_dot_product, "attention", lambda **x: seen.append([x[n].ctypes.data for n in "kv"]) or whole(**x)
+    )
     q, k, v = (jnp.asarray(x) for x in tensors(rng))
-    monkeypatch.setattr(gqa.jax.scaled_dot_product, "attention", spy)
-    jax.block_until_ready(gqa.jax.attention(q, k, v))
-    jax.block_until_ready(jax.jit(gqa.jax.attention)(q, k, v))
-    assert seen == [[x.unsafe_buffer_pointer() for x in (k, v)]] * 2
+    gqa.jax.attention(q, k, v)
+    assert seen == [[x.unsafe_buffer_pointer() for x in (k, v)]]
+
+
+def test_xla_makes_no_copies(rng):
+    q, k, v = (jnp.asarray(x) for x in tensors(rng))
+    for function in (lambda *x: gqa.jax.attention(*x, causal=True), jax.vmap(gqa.jax.attention, (0, None, None))):
+        operands = (q, k, v) if function.__name__ == "<lambda>" else (q, k[0], v[0])
+        assert jax.jit(function).lower(*operands).compile().memory_analysis().temp_size_in_bytes == 0
 
 
 def test_many_calls_in_one_computation(rng):

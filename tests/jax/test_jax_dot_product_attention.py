@@ -28,6 +28,10 @@ CALLS = {
 }
 
 
+# Older versions of jax.nn leave out a window that stands alone, and further queries attend keys.
+JAX_DIFFERS = ({"local_window_size"}, {"query_seq_lengths"}) if jax.__version_info__ < (0, 9) else ()
+
+
 def tensors(rng, shape, dtype):
     batch, queries, keys, heads, kv_heads = shape
     sizes = ((queries, heads), (keys, kv_heads), (keys, kv_heads))
@@ -35,6 +39,8 @@ def tensors(rng, shape, dtype):
 
 
 def assert_as_jax(arrays, options, dtype=jnp.float32):
+    if set(options) in JAX_DIFFERS:
+        pytest.skip("this version of jax.nn has it otherwise")
     expected = jax.nn.dot_product_attention(*arrays, **options)
 
     def eager(*x):
