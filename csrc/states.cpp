@@ -118,9 +118,9 @@ class Merger {
 }  // namespace
 
 void merge(const StateMerge& m) {
+  if (std::find(m.shape, m.shape + m.axes, 0) != m.shape + m.axes) return;  // beside it sizes may be of any product
   int64_t rows = 1;
   for (int axis = 0; axis < m.axes; axis++) rows *= m.shape[axis];
-  if (rows == 0) return;
   // Time on one thread: what is read and written, and an exponential for each part.
   constexpr double bytes_per_us = 10e3, exponentials_per_us = 100;
   double row_bytes = double(m.channels * bytes_of(m.out_type));
