@@ -1,5 +1,5 @@
-// attention_calls.h: what the targets that attend share: options from a fuzzer's bytes, and what must hold of a call that
-// was not refused.
+// attention_calls.h: what the targets that attend share: options from a fuzzer's bytes, and what must hold of a call
+// that was not refused.
 #pragma once
 
 #include <functional>

@@ -17,11 +17,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 
   const int64_t heads = query_heads(sizes);
   const auto keys_of = [&](const char* name, int64_t tokens, int64_t channels) {
-    return make_keys(input, tensors, name,
-                     shape_in(layout, sizes.batch, sizes.kv_heads, tokens, channels, is_batched));
+    return make_keys(input, tensors, name, shape_in(layout, sizes.batch, sizes.kv_heads, tokens, channels, is_batched));
   };
-  const TensorView q = tensors.make(
-      float_type(input), shape_in(layout, sizes.batch, heads, sizes.queries, sizes.head_dim, is_batched));
+  const TensorView q =
+      tensors.make(float_type(input), shape_in(layout, sizes.batch, heads, sizes.queries, sizes.head_dim, is_batched));
   Tensor k, v, past_key, past_value;
   k.name = "k", v.name = "v", past_key.name = "past_key", past_value.name = "past_value";
   if (input.byte() < 0xe0) k = keys_of("k", new_keys, sizes.head_dim), v = keys_of("v", new_keys, sizes.v_head_dim);

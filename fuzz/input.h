@@ -28,8 +28,8 @@ class Input {
   // Small sizes mostly; some that fill tiles, blocks and splits; and some that no memory holds.
   int64_t size() {
     constexpr int64_t seams[] = {15, 16, 17, 24, 32, 33, 64, 96, 97, 128, 767, 768, 769, 1537};
-    constexpr int64_t hostile[] = {1 << 16, (1 << 16) + 1, int64_t(1) << 31, int64_t(1) << 60, int64_t(1) << 62,
-                                   INT64_MAX};
+    constexpr int64_t hostile[] = {1 << 16,          (1 << 16) + 1,    int64_t(1) << 31,
+                                   int64_t(1) << 60, int64_t(1) << 62, INT64_MAX};
     const int64_t kind = byte();
     if (kind < 0xd0) return kind % 10;
     if (kind < 0xf8) return seams[size_t(kind) % std::size(seams)];

@@ -29,8 +29,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const TensorView out = tensors.result(float_type(input), shape, 0xa5), lse = tensors.result(lse_type(), rows, 0xa5);
   if (!tensors.complete()) return 0;
   const uint64_t before = tensors.checksum(out);
-  const StateMerge merged{rows.axes,    rows.sizes, channels,  parts.data(), part_count, out.data,
-                          lse.data,     out.type,   lse.type,  out.strides,  lse.strides, 3};
+  const StateMerge merged{rows.axes, rows.sizes, channels, parts.data(), part_count,  out.data,
+                          lse.data,  out.type,   lse.type, out.strides,  lse.strides, 3};
   merge(merged);
   Tensors::fill(lse, 0xa5);
   GQA_REQUIRE(tensors.checksum(out) == before);

@@ -13,8 +13,8 @@ struct ListedSequence {
   std::vector<Run> runs;
 };
 
-std::vector<ListedSequence> read_sequences(Input& input, const std::vector<Shape>& stores,
-                                           int64_t mask_batch, int64_t& most_keys) {
+std::vector<ListedSequence> read_sequences(Input& input, const std::vector<Shape>& stores, int64_t mask_batch,
+                                           int64_t& most_keys) {
   std::vector<ListedSequence> list(size_t(input.below(5)));
   int64_t token = 0;
   for (ListedSequence& item : list) {
@@ -56,8 +56,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const MaskShape mask_shape{1 + input.below(3), sizes.queries, input.size()};
   Options options = read_options(input, tensors, sizes, mask_shape.batch, mask_shape.keys);
   const int64_t heads = query_heads(sizes);
-  const TensorView q = tensors.make(
-      float_type(input), shape_in(options.layout, sizes.batch, heads, sizes.queries, sizes.head_dim));
+  const TensorView q =
+      tensors.make(float_type(input), shape_in(options.layout, sizes.batch, heads, sizes.queries, sizes.head_dim));
 
   std::vector<Tensor> stores;
   std::vector<Shape> shapes;  // (batch, tokens)
@@ -67,8 +67,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const int64_t batch = input.size(), tokens = input.size();
     shapes.push_back({2, {batch, tokens}});
     for (const int64_t channels : {sizes.head_dim, sizes.v_head_dim})
-      stores.push_back(make_keys(input, tensors, "a store",
-                                 shape_in(options.layout, batch, sizes.kv_heads, tokens, channels)));
+      stores.push_back(
+          make_keys(input, tensors, "a store", shape_in(options.layout, batch, sizes.kv_heads, tokens, channels)));
   }
   int64_t most_keys = 0;
   const std::vector<ListedSequence> list = read_sequences(input, shapes, mask_shape.batch, most_keys);

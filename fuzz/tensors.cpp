@@ -28,9 +28,10 @@ void write(char* p, DType type, float x) {
   // Of half precision some number near x, whichever way it is rounded.
   const uint32_t exponent = bits >> 23 & 0xff;
   const uint16_t brain = uint16_t(bits >> 16),
-                 half = uint16_t((bits >> 16 & 0x8000) | (exponent > 142 ? 0x7c00 | (std::isnan(x) ? 0x200 : 0)
-                                                          : exponent < 113 ? 0
-                                                                           : (exponent - 112) << 10 | (bits >> 13 & 0x3ff)));
+                 half = uint16_t((bits >> 16 & 0x8000) |
+                                 (exponent > 142   ? 0x7c00 | (std::isnan(x) ? 0x200 : 0)
+                                  : exponent < 113 ? 0
+                                                   : (exponent - 112) << 10 | (bits >> 13 & 0x3ff)));
   switch (type) {
     case DType::f64: return void(std::memcpy(p, &wide, 8));
     case DType::f32: return void(std::memcpy(p, &x, 4));

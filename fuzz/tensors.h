@@ -1,5 +1,5 @@
-// tensors.h: tensors made from a fuzzer's bytes, each in an allocation of its own that ends where its last byte does, so
-// that a sanitizer sees every read and write past either end.
+// tensors.h: tensors made from a fuzzer's bytes, each in an allocation of its own that ends where its last byte does,
+// so that a sanitizer sees every read and write past either end.
 #pragma once
 
 #include <cstdlib>

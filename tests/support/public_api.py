@@ -72,7 +72,9 @@ def written_sections() -> dict[str, list[str]]:
 def write() -> None:
     """Write the file anew; sections of libraries that are not here stay."""
     before = written_sections() if FILE.exists() else {}
-    text = "# The public API. Written by `python tests/support/public_api.py`; docs/stability.md says what it promises.\n"
+    text = (
+        "# The public API. Written by `python tests/support/public_api.py`; docs/stability.md says what it promises.\n"
+    )
     for module_name in MODULES:
         lines = section(module_name)
         if lines is None:
