@@ -1,7 +1,7 @@
 """Grouped-query attention for NumPy at native speed.
 
 What `dir(gqa)` lists is public, and so are the modules `gqa.nn`, `gqa.onnx` and, for programs with those
-libraries, `gqa.jax` and `gqa.torch`; every other module is gqa's own.
+libraries, `gqa.jax`, `gqa.torch` and `gqa.transformers`; every other module is gqa's own.
 
 `SPLIT_KEYS` is the number of keys at whose multiples shards, and other pieces of a sequence's keys, should meet: there
 attention is cut and merged anyway, so that such pieces can be put together to the bits of the whole.
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gqa import nn as nn
     from gqa import onnx as onnx
     from gqa import torch as torch
+    from gqa import transformers as transformers
 
 read_environment()
 del read_environment
@@ -51,7 +52,7 @@ __all__ = [
 
 
 _ON_FIRST_USE = ("nn", "onnx")  # most programs need neither
-_ADAPTERS = ("jax", "torch")  # not listed, as their libraries may not be there
+_ADAPTERS = ("jax", "torch", "transformers")  # not listed, as their libraries may not be there
 
 if not TYPE_CHECKING:
 

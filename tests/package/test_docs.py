@@ -22,14 +22,20 @@ PAGES = [
     *(f"docs/{x.name}" for x in sorted((ROOT / "docs").glob("*.md"))),
 ]
 PUBLIC = [(module, name) for module in (gqa, gqa.nn, gqa.onnx) for name in module.__all__]
-if importlib.util.find_spec("torch"):
-    PUBLIC += [(gqa.torch, name) for name in gqa.torch.__all__]
+for library in ("torch", "transformers"):
+    if importlib.util.find_spec(library):
+        adapter = importlib.import_module(f"gqa.{library}")
+        PUBLIC += [(adapter, name) for name in adapter.__all__]
 COMMANDS = {"pytest", "ruff", "mypy", "pyright", "clang-format", "."}
 
 
 def libraries(code):
     """Of those that the tests do without, the ones that some code imports."""
-    return re.findall(r"import gqa.*, (jax|torch)\n", code)
+    return [
+        x
+        for line in re.findall(r"import gqa\..*", code)
+        for x in re.findall(r"\b(?<!\.)(jax|torch|transformers)", line)
+    ]
 
 
 def blocks(page, language):

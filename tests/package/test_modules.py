@@ -11,7 +11,7 @@ import pytest
 
 import gqa
 
-PUBLIC = ("gqa", "gqa.jax", "gqa.nn", "gqa.onnx", "gqa.torch")
+PUBLIC = ("gqa", "gqa.jax", "gqa.nn", "gqa.onnx", "gqa.torch", "gqa.transformers")
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(gqa.__path__, "gqa.") if not module.name.endswith("__main__")
 )
@@ -22,8 +22,10 @@ def imported(name: str) -> ModuleType:
         pytest.importorskip("onnx")
     if name == "gqa.jax":
         pytest.importorskip("jax")
-    if name.startswith("gqa.torch"):
+    if name.startswith(("gqa.torch", "gqa.transformers")):
         pytest.importorskip("torch")
+    if name.startswith("gqa.transformers"):
+        pytest.importorskip("transformers")
     return importlib.import_module(name)
 
 

@@ -17,6 +17,14 @@ def attend(q: Any, k: Any, v: Any, options: dict[str, Any]) -> Any:
     return attended(scaled_dot_product.attention, (q, k, v), _channels(values), options)
 
 
+def attend_tokens_first(q: Any, k: Any, v: Any, options: dict[str, Any]) -> Any:
+    """gqa.attention on q (B, Hq, S, D), k and v: a new tensor (B, S, Hq, Dv), as the next layer reads it."""
+    *batch, heads, tokens, _ = q.shape
+    out = torch.empty((*batch, tokens, heads, v.shape[-1]), dtype=q.dtype)
+    attend(q, k, v, {**options, "out": out.transpose(-3, -2)})
+    return out
+
+
 def attend_packed(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, options: dict[str, Any]) -> Any:
     """gqa.varlen_attention on tensors: out, or (out, lse)."""
     return attended(varlen.varlen_attention, (q, k, v, cu_seqlens_q, cu_seqlens_k), _channels(v), options)

@@ -37,3 +37,10 @@ def runs_now(arguments: Iterable[Any]) -> bool:
 def is_recorded(arguments: Iterable[Any]) -> bool:
     """Whether gradients of these arguments may be asked for later."""
     return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in arguments)
+
+
+def is_traced(*arguments: Any) -> bool:
+    """Whether these arguments, or all that runs now, stand for values that nobody knows yet."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return True
+    return any(isinstance(x, torch.Tensor) and (type(x) not in PLAIN or x.is_meta) for x in arguments)

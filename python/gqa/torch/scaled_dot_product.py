@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention as torchs_own  # al
 
 from gqa.quantization import Quantized
 from gqa.shapes import MOST_CHANNELS, check_flag, check_window
-from gqa.torch.calls import attend
+from gqa.torch.calls import attend, attend_tokens_first
 from gqa.torch.modes import is_recorded, runs_now
 from gqa.torch.operators import attention_operator
 from gqa.torch.tensors import FLOAT_DTYPES, require_tensor
@@ -121,10 +121,7 @@ def scaled_dot_product_attention(
         )
     options: dict[str, Any] = {"mask": attn_mask, "causal": is_causal, "query_offset": 0, "scale": scale}
     if runs_now((query, key, value, attn_mask)):
-        batch, (heads, tokens, _) = query.shape[:-3], query.shape[-3:]
-        out = torch.empty((*batch, tokens, heads, value.shape[-1]), dtype=query.dtype)
-        options["out"] = out.transpose(-3, -2)
-        return attend(query, key, value, options)
+        return attend_tokens_first(query, key, value, options).transpose(-3, -2)
     swapped = (x.transpose(-3, -2) for x in (query, key, value))
     return _recorded(*swapped, **options, layout="bshd").transpose(-3, -2)
 
