@@ -10,7 +10,7 @@
 namespace gqa {
 namespace {
 
-constexpr double max_work = 1e6;  // elements of the output times keys
+constexpr double max_work = 2e5;  // elements of the output times keys
 
 std::vector<double> elements_of(const TensorView& x) {
   std::vector<double> elements;

@@ -61,7 +61,7 @@ TensorView Tensors::make(DType type, std::initializer_list<int64_t> sizes) {
 
 TensorView Tensors::result(DType type, const Shape& shape, uint8_t filler) {
   const TensorView x = exactly(type, shape);
-  if (x.data) fill(x, filler);
+  if (complete_) fill(x, filler);
   return x;
 }
 

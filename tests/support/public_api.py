@@ -32,10 +32,10 @@ def parameters(function: object) -> str:
 
 def lines_of(name: str, value: object) -> Iterator[str]:
     if inspect.isclass(value):
-        fields = getattr(value, "_fields", None)
+        fields = getattr(value, "_fields", ())
         yield f"class {name}{'(' + ', '.join(fields) + ')' if fields else parameters(value)}"
         for member in sorted(vars(value)):
-            if member.startswith("_") and member != "__call__" or fields and member in fields:
+            if (member.startswith("_") and member != "__call__") or member in fields:
                 continue
             attribute = inspect.getattr_static(value, member)
             if isinstance(attribute, property):
