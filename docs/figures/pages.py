@@ -20,7 +20,9 @@ for page in range(8):
         colour = "#dddddd" if not filled else "#aa66aa" if len(filled) > 1 else colours[filled[0]]
         axes.add_patch(plt.Rectangle((page + slot * 0.22, 0), 0.2, 0.5, color=colour))
     axes.text(page + 0.43, -0.2, f"page {page}", ha="center", fontsize=8)
-for x, (text, colour) in enumerate({"shared": "#aa66aa", "one": "#4477aa", "two": "#ee6677", "free": "#dddddd"}.items()):
+for x, (text, colour) in enumerate(
+    {"shared": "#aa66aa", "one": "#4477aa", "two": "#ee6677", "free": "#dddddd"}.items()
+):
     axes.add_patch(plt.Rectangle((x * 1.4, 0.8), 0.2, 0.25, color=colour))
     axes.text(x * 1.4 + 0.3, 0.92, text, va="center", fontsize=8)
 axes.set(xlim=(-0.1, 8), ylim=(-0.4, 1.2))

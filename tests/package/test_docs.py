@@ -4,6 +4,7 @@ import doctest
 import importlib
 import importlib.util
 import inspect
+import json
 import pkgutil
 import re
 import shlex
@@ -19,14 +20,17 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "bench/README.md",
-    *(f"docs/{x.name}" for x in sorted((ROOT / "docs").glob("*.md"))),
+    "fuzz/README.md",
+    "SECURITY.md",
+    *(str(x.relative_to(ROOT)) for x in sorted((ROOT / "docs").rglob("*.md"))),
 ]
 PUBLIC = [(module, name) for module in (gqa, gqa.nn, gqa.onnx) for name in module.__all__]
 for library in ("torch", "transformers"):
     if importlib.util.find_spec(library):
         adapter = importlib.import_module(f"gqa.{library}")
         PUBLIC += [(adapter, name) for name in adapter.__all__]
-COMMANDS = {"pytest", "ruff", "mypy", "pyright", "clang-format", "."}
+COMMANDS = {"pytest", "ruff", "mypy", "pyright", "clang-format", ".", "cmake", "cp", "export"}
+PRESETS = {preset["name"] for preset in json.loads((ROOT / "CMakePresets.json").read_text())["configurePresets"]}
 
 
 def libraries(code):
@@ -95,7 +99,7 @@ def test_the_code_of_a_page(page):
 def shell_lines():
     for page in PAGES:
         for line, block in blocks(page, "sh"):
-            for number, text in enumerate(block.splitlines(), line):
+            for number, text in enumerate(block.replace("\\\n", " ").splitlines(), line):
                 for command in text.split("&&"):
                     yield pytest.param(shlex.split(command, comments=True), id=f"{page}:{number}: {command.strip()}")
 
@@ -108,12 +112,16 @@ def test_what_a_shell_line_names_exists(words):
             tables = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2]
             assert named <= set(re.findall(r"^(\w+) = ", tables.partition("\n\n")[0], re.MULTILINE))
         case ["python", "-m", module, *_]:
-            assert module in ("gqa", "venv")
+            assert module in ("gqa", "sphinx", "venv")
         case ["python", script, *rest]:
             source = (ROOT / script).read_text()
             assert all(f'"{word}"' in source for word in rest if word.startswith("--"))
+        case ["cmake", *rest]:
+            assert set(rest[rest.index("--preset") + 1 :]) <= PRESETS
         case [command, *_]:
-            assert command in COMMANDS
+            while "=" in command:  # a variable of the environment
+                command, *words = words[1:]
+            assert command in COMMANDS or (ROOT / command).exists() or command.startswith("build/")
 
 
 @pytest.mark.parametrize("page", PAGES)
