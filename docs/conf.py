@@ -1,6 +1,6 @@
 """Builds the site: `python -m sphinx -W --keep-going -b html docs build/site` (extra `docs`, and gqa itself).
 
-Pages are Markdown (MyST). Plots (`.. plot::`) run at build time, one namespace to a page; blocks of ```python run in the
+Pages are Markdown (MyST). Plots (`.. plot::`) run at build time, one namespace to a page; blocks of Python run in the
 tests. The reference is made from public_api.txt, so whatever is public is in it.
 """
 
