@@ -18,6 +18,8 @@ namespace gqa {
   /* of memory */                      X(read_only) X(shares_itself) X(overlap) X(overlap_scale) \
   /* of score programs */             X(program_kind) X(program_dtype) X(program_arrays) X(program_rank) \
     X(program_empty) X(program_value) X(program_constant) \
+  /* of caches */                      X(cache_axes) X(shares_cache) X(not_finite) X(taken) X(capacity) X(dropped) \
+    X(lengths_alone) X(packed) \
   /* of the rows of gqa's own tables */ X(rows) X(store) X(run) X(sequence) X(keys) X(origin) X(masked_sequence) \
     X(slot) X(subtree) X(contiguous)
 // clang-format on
@@ -34,7 +36,7 @@ struct Refusal {
   const char* argument;
   const char* other;  // an argument that it is held against
   const char* axis;   // one, or a list of them
-  int64_t index, number, expected;
+  int64_t index, number, expected, limit;
   double real;
   DType type, expected_type;
   Shape shape, expected_shape;

@@ -5,6 +5,7 @@
 // could be the one that the linker keeps for everybody.
 #include "channels.h"
 #include "merge_tree.h"
+#include "quantization.h"
 #include "rotary.h"
 #include "rows.h"
 #include "weighted_sum.h"
@@ -154,7 +155,7 @@ constexpr KernelsOf kernels_of = {tile_lanes<T>, workspace_bytes<T>, partial_byt
 #define GQA_TEXT(name) #name
 #define GQA_NAME(name) GQA_TEXT(name)
 extern const Kernels kernels;
-constexpr Kernels kernels = {GQA_NAME(GQA_ISA), {kernels_of<float>, kernels_of<double>}, add_weighted};
+constexpr Kernels kernels = {GQA_NAME(GQA_ISA), {kernels_of<float>, kernels_of<double>}, add_weighted, quantize};
 
 }  // namespace GQA_ISA
 }  // namespace gqa

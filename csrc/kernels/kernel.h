@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../attention.h"
+#include "../quantization.h"
 #include "../rotary.h"
 #include "../states.h"
 
@@ -47,6 +48,7 @@ struct Kernels {
   const char* name;
   KernelsOf of[arithmetics];
   void (*add_weighted)(const WeightedSum&);
+  bool (*quantize)(const RowQuantization&);  // false: the row holds NaN, infinity or values too large for a scale
 
   const KernelsOf& operator[](Arithmetic arithmetic) const { return of[int(arithmetic)]; }
 };

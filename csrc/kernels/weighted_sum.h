@@ -71,7 +71,7 @@ void add_weighted(const WeightedSum& s) {
     for (Vec<double>& x : sum) x = splat(s.count > 0 ? -0.0 : 0.0);  // the sum of -0 alone is -0
     for (int64_t i = 0; i < s.count; i++) {
       const WeightedRow& term = s.rows[i];
-      with_float_type(term.type, [&](auto type) {
+      with_cache_type(term.type, [&](auto type) {
         using S = decltype(type);
         S room[sum_channels];
         add_row<S>(sum, channels_of<S>(term.row, term.channel_stride, first, n, room), term.weight);

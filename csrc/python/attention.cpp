@@ -75,11 +75,6 @@ PyObject* infer_shapes(PyObject*, PyObject* const* args, Py_ssize_t count) {
   });
 }
 
-template <PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)>
-PyMethodDef method(const char* name, const char* doc) {
-  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, doc};
-}
-
 PyMethodDef methods[] = {
     method<attention>("attention", "gqa.attention, once its arguments are in order."),
     method<infer_shapes>("infer_shapes", "gqa.infer_shapes, the same."),

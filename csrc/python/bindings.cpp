@@ -19,7 +19,11 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
   bind_attention(m);
   bind_views(m);
   bind_program(m);
+  bind_pages(m);
+  bind_quantization(m);
   bind_rotary(m);
+  bind_scalars(m);
+  bind_slots(m);
   bind_states(m);
   m.def("available_isas", &available_isas);
   m.def("isa", [] { return std::string(active_kernels().name); });

@@ -26,6 +26,12 @@ template <class F> PyObject* guarded(const F& work) {
   return nullptr;
 }
 
+// One of these functions, as a module's table lists it.
+template <PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)>
+PyMethodDef method(const char* name, const char* doc) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, doc};
+}
+
 // TypeError unless a function has so many arguments, a tuple so many items; returns the items.
 void require_arguments(const char* function, Py_ssize_t count, Py_ssize_t expected);
 PyObject* const* items_of(PyObject* tuple, Py_ssize_t count, const char* what);

@@ -1,6 +1,8 @@
 // options.h: gqa.options.Options, a tuple, as Options.
 #pragma once
 
+#include <algorithm>
+
 #include "../options.h"
 #include "views.h"
 
@@ -18,6 +20,8 @@ class OptionReader {
   void read_numbers();
   void read_tensors(Views& views);
 
+  // A bound that holds besides the window's own.
+  void limit_left(int64_t left) { options_.left = std::min(options_.left, left); }
 
   const Options& options() const { return options_; }
   PyObject* out() const;  // None: a new array

@@ -31,7 +31,7 @@ void raise(const Refusal& r) {
   py::dict fields;
   fields["other"] = text(r.other), fields["axis"] = text(r.axis);
   fields["index"] = r.index, fields["number"] = bound(r.number), fields["expected"] = bound(r.expected);
-  fields["real"] = r.real;
+  fields["limit"] = r.limit, fields["real"] = r.real;
   fields["dtype"] = name_of(r.type), fields["expected_dtype"] = name_of(r.expected_type);
   fields["shape"] = as_tuple(r.shape), fields["expected_shape"] = as_tuple(r.expected_shape);
   raise_with(r.rule, text(r.argument), fields);

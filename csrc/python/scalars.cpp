@@ -6,6 +6,7 @@
 
 #include "../elements.h"
 #include "../threads.h"
+#include "bindings.h"
 #include "dlpack.h"
 #include "refusals.h"
 #include "types.h"
@@ -121,5 +122,30 @@ void IntegerList::read_array(PyObject* object, const char* name) {
   for (int64_t i = 0; i < count; i++)
     values_.push_back(integer_at(static_cast<const char*>(array.data()) + i * stride, kind == 'i', array.itemsize()));
 }
+
+namespace {
+
+// A list of whole numbers; `count` of them, unless that is None.
+py::list int_list(const char* name, const py::object& object, const py::object& count) {
+  const IntegerList list(object.ptr(), name);
+  const Integers integers = list.view();
+  if (!integers.given()) refuse(Rule::integer_dtype, name, py::dtype("object"));
+  int64_t size = 1;
+  for (int axis = 0; axis < std::min(integers.shape.axes, max_axes); axis++) size *= integers.shape.sizes[axis];
+  const int64_t expected = count.is_none() ? size : count.cast<int64_t>();
+  if (integers.shape.axes != 1 || size != expected) {
+    Refusal refusal{};
+    refusal.rule = Rule::shape, refusal.argument = name;
+    refusal.shape = integers.shape, refusal.expected_shape = {1, {expected}};
+    raise(refusal);
+  }
+  py::list numbers(static_cast<size_t>(size));
+  for (int64_t i = 0; i < size; i++) numbers[size_t(i)] = py::int_(integers.at(i));
+  return numbers;
+}
+
+}  // namespace
+
+void bind_scalars(py::module_& m) { m.def("int_list", &int_list, py::arg("name"), py::arg("value"), py::arg("count")); }
 
 }  // namespace gqa

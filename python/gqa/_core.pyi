@@ -50,6 +50,33 @@ def attend_states(
 def merge_subtrees(
     q: Any, kv_heads: int, subtrees: Any, tables: tuple[Any, Any, int], options: Options, states: Any, /
 ) -> Any: ...
+
+# (k, v, lengths); (keys, values, lengths, oldest, capacity, window): the lists are changed in place
+def append_slots(
+    tokens: tuple[Any, Any, Any], slots: tuple[Any, Any, list[int], list[int], int, int | None], layout: str, /
+) -> None: ...
+def attend_slots(
+    q: Any,
+    tokens: tuple[Any, Any, Any],
+    slots: tuple[Any, Any, list[int], list[int], int, int | None],
+    options: tuple[Any, ...],
+    /,
+) -> Any: ...
+
+# (k, v, lengths); the sequences, with attributes `pages` and `length`; (keys, values, page_size, reserve)
+def append_pages(
+    tokens: tuple[Any, Any, list[int]], sequences: list[Any], pool: tuple[Any, Any, int, Any], /
+) -> None: ...
+def attend_pages(
+    q: Any,
+    tokens: tuple[Any, Any, list[int]],
+    sequences: list[Any],
+    pool: tuple[Any, Any, int, Any],
+    options: tuple[Any, ...],
+    /,
+) -> Any: ...
+def int_list(name: str, value: Any, count: int | None, /) -> list[int]: ...
+def quantize(name: str, x: Array, /) -> tuple[Array, Array]: ...
 def rotary(x: Any, cos: Any, sin: Any, positions: Any, interleaved: Any, layout: Any, num_threads: Any, /) -> Any: ...
 def merge_states(outs: tuple[Any, ...], lses: tuple[Any, ...], out: Any, lse: Any, num_threads: Any, /) -> None: ...
 def as_array(name: str, x: Any, /) -> Array: ...

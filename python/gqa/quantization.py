@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from gqa import _core
 from gqa.arguments import AnyArray, Array, as_array, dtype_name
 from gqa.dtypes import require_float
 
 # A subnormal scale would be too coarse itself, and 0 could not divide: rows of zeros take the least scale too.
-LEAST_SCALE, MOST_SCALE = np.finfo(np.float32).tiny, np.finfo(np.float32).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +107,4 @@ def quantize(x: AnyArray, *, dtype: str = "int8") -> Quantized:
 
 def quantize_tensor(name: str, x: Array) -> Quantized:
     """quantize for an array of floats; ValueError, naming it, if it is not finite."""
-    x = x.astype(np.float32 if x.dtype.itemsize < 8 else np.float64, copy=False)
-    scale = np.maximum(np.abs(x).max(axis=-1, initial=0.0, keepdims=True) / 127, LEAST_SCALE)
-    if not (scale <= MOST_SCALE).all():
-        raise ValueError(f"{name} holds NaN, infinity or values too large for a scale in float32")
-    scale = scale.astype(np.float32)
-    return Quantized(np.rint(x / scale).astype(np.int8), scale[..., 0])
+    return Quantized(*_core.quantize(name, np.ascontiguousarray(x)))

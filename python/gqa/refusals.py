@@ -99,6 +99,21 @@ SENTENCES: dict[str, tuple[type[Exception], str]] = {
         "score_mod or mask_mod has the whole number {number}, which those of 32 bits, those of a call in float32, do "
         "not reach",
     ),
+    # caches
+    "cache_axes": (ValueError, "{argument} has shape {shape}, expected ({axis})"),
+    "shares_cache": (ValueError, "k or v shares memory with the cache; give it a copy"),
+    "not_finite": (ValueError, "{argument} holds NaN, infinity or values too large for a scale in float32"),
+    "taken": (ValueError, "{argument}[{index}] is {number}, expected 0 to {expected}, the tokens of k"),
+    "capacity": (
+        ValueError,
+        "sequence {index} has {number} tokens and takes {expected} more, past the capacity of {limit}",
+    ),
+    "dropped": (
+        ValueError,
+        "row 0 of sequence {index} sees tokens from {number} on, but the ring has dropped those before {expected}",
+    ),
+    "lengths_alone": (ValueError, "{argument} is given without k and v, whose tokens it counts"),
+    "packed": (ValueError, "{argument} has {number} tokens, expected {expected}, the sum of {other}"),
     # rows of the tables that gqa makes for the core
     "rows": (ValueError, "the sequences have more runs than there are"),
     "store": (ValueError, "run {index} names store {number}, which does not exist"),

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gqa import _core
-from gqa.arguments import Array, as_array, dtype_name, int_array, sharing_memory
+from gqa.arguments import Array, as_array, dtype_name
 from gqa.dtypes import require_float
 from gqa.options import Options
 from gqa.quantization import Quantized
@@ -32,17 +32,13 @@ RUN_COLUMNS: int = _core.RUN_COLUMNS
 
 def attend_sequences(
     q: Array, stores: list[Store], sequences: Table, runs: Table, options: Options, *,
-    mask_shape: tuple[int, int, int] = (0, 0, 0), given: Sequence[Any] = (),
+    mask_shape: tuple[int, int, int] = (0, 0, 0),
 ) -> Array | tuple[Array, Array]:  # fmt: skip
     """Call the core: out, or (out, lse).
 
     q and out may be packed: (tokens, heads, channels), with lse (heads, tokens) and a layout of "bshd". The last store
-    holds the new tokens, if there are any. `given`: what those were before they were converted to what is stored.
+    holds the new tokens, if there are any.
     """
-    if options.out is not None and any(x is not None for x in given):
-        taken = arrays(*(x for x in given if x is not None))
-        if sharing_memory(as_array("out", options.out), tuple(taken)):
-            raise ValueError("out overlaps k or v in memory")
     result = _core.attend_sequences(q, named_stores(stores), (sequences, runs, mask_shape), options)
     if q.ndim == 3 and isinstance(result, tuple):
         return result[0], result[1].T
@@ -66,11 +62,7 @@ def table(rows: Sequence[tuple[int, ...]], columns: int) -> Table:
 
 def int_list(name: str, value: Any, count: int | None = None) -> list[int]:
     """`value` as a list of that many ints; TypeError if it holds no integers, ValueError if there are others."""
-    array = int_array(name, value, None if count is None else (count,))
-    if array.ndim != 1:
-        raise ValueError(f"{name} has shape {array.shape}, expected ({array.size},)")
-    integers: list[int] = array.tolist()
-    return integers
+    return _core.int_list(name, value, count)
 
 
 def as_tensors(k: Any, v: Any) -> tuple[Tensor, Tensor]:

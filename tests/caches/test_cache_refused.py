@@ -130,7 +130,7 @@ def test_out_over_an_input():
     for change, name in (
         ({"q": out[..., :4], "out": out}, "q"),
         ({"mask": out[0, 0, :, :1], "out": out}, "mask"),
-        ({"out": few["v"].view(np.float32).reshape(2, 4, 2, 6)}, "k or v"),
+        ({"out": few["v"].view(np.float32).reshape(2, 4, 2, 6)}, "v in memory"),
         ({"out": cache._slots.store[1].reshape(2, 4, 4, 6)[:, :, :2]}, "the cached v"),
     ):
         assert_refused(cache, lambda cache, x=few | change: cache.attend(**x), ValueError, f"out overlaps {name}")

@@ -56,7 +56,7 @@ TOKENS = [
     ({"v": ones(5, 2, 6).astype(">f4")}, TypeError, "v has dtype '>f4', expected native byte order"),
 ]
 OPTIONS = [
-    ({"q": ones(4, 4, 4)}, ValueError, r"q has 4 tokens, expected 5, which q_lengths \[2, 3\] make"),
+    ({"q": ones(4, 4, 4)}, ValueError, "q has 4 tokens, expected 5, the sum of q_lengths"),
     ({"q": ones(5, 3, 4)}, ValueError, r"the cache has 2 heads, which does not divide the 3 heads of q"),
     ({"q": ones(5, 4, 5)}, ValueError, "q has head_dim 5, expected 4 as the cache"),
     ({"q": ones(1, 5, 4, 4)}, ValueError, r"q has shape \(1, 5, 4, 4\), expected \(tokens, heads, head_dim\)"),
@@ -134,7 +134,7 @@ def test_out_over_an_input():
     few = STEP | {"v": ones(5, 2, 6, dtype=np.float64)}  # stored as float32: not the memory that is attended
     for change, name in (
         ({"q": out[..., :4], "out": out}, "q"),
-        ({"out": few["v"].view(np.float32).reshape(5, 4, 6)}, "k or v"),
+        ({"out": few["v"].view(np.float32).reshape(5, 4, 6)}, "v in memory"),
     ):
         assert_refused(filled(), lambda cache, x=few | change: cache.attend(**x), ValueError, f"out overlaps {name}")
 

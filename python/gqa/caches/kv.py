@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from operator import add
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from gqa import _core
 from gqa.arguments import AnyArray, Array
 from gqa.caches.slots import Slots
-from gqa.caches.storage import as_queries, storage_dtype, storage_sizes
+from gqa.caches.storage import storage_dtype, storage_sizes
 from gqa.dtypes import dtype_named
-from gqa.options import Options
-from gqa.sequences import Table, Tensor, attend_sequences, int_list
-from gqa.shapes import check_int, check_window, layout_axes
+from gqa.sequences import Table, Tensor, int_list
+from gqa.shapes import check_int, layout_axes
 from gqa.signatures import AnyTensor, Flag, Real, SequenceOptions, Whole, Window
 
 if TYPE_CHECKING:
@@ -148,7 +147,8 @@ class KVCache:
             For shapes that do not fit, values that int8 cannot represent, or tokens past the capacity. Nothing is
             written then.
         """
-        self._slots.write(*self._slots.accept(k, v, lengths))
+        slots = self._slots
+        _core.append_slots((k, v, lengths), slots.native, slots.layout)
         return self
 
     @overload
@@ -217,31 +217,9 @@ class KVCache:
             dropped. Nothing is written then.
         """
         slots = self._slots
-        q = as_queries(q, slots.axes, slots.kv_heads, slots.head_dims[0])
-        batch, queries = len(q), q.shape[slots.token_axis]
-        if batch != len(slots.lengths):
-            raise ValueError(f"q has batch {batch}, expected {len(slots.lengths)} as the cache")
-        left, right = check_window(window) or (None, None)
-        if slots.window is not None:
-            left = slots.window - 1 if left is None else min(left, slots.window - 1)
-
-        stores, counts, ends = [slots.store], None, slots.lengths
-        if k is not None or v is not None:
-            new, counts = slots.accept(k, v, lengths)
-            stores.append(new)
-            ends = list(map(add, ends, counts))
-        elif lengths is not None:
-            raise ValueError("lengths is given without k and v, whose tokens it counts")
-        options = Options(
-            layout=slots.layout, causal=causal, window=(left, right), scale=scale, softcap=softcap,
-            return_lse=return_lse, num_threads=num_threads, mask=mask, sinks=sinks, out=out, out_dtype=out_dtype,
-        )  # fmt: skip
-        result = attend_sequences(
-            q, stores, *slots.tables(queries, counts, left), options,
-            mask_shape=(batch, queries, max(ends, default=0)), given=(k, v),
-        )  # fmt: skip
-        if counts is not None:
-            slots.write(new, counts)
+        # What Options holds, in its order.
+        options = (slots.layout, causal, window, scale, softcap, out_dtype, return_lse, num_threads, None, mask, sinks, out)
+        result: Array | tuple[Array, Array] = _core.attend_slots(q, (k, v, lengths), slots.native, options)
         return result
 
     def truncate(self, lengths: Any) -> KVCache:

@@ -7,20 +7,17 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from gqa import _core
 from gqa.arguments import AnyArray, Array
 from gqa.caches.pages import PagedSequence, PagePool
-from gqa.caches.storage import as_queries, as_stored, storage_dtype, storage_sizes
-from gqa.options import Options
+from gqa.caches.storage import storage_dtype, storage_sizes
 from gqa.sequences import (
-    Store,
     Table,
     Tensor,
     arrays,
-    as_tensors,
-    attend_sequences,
     int_list,
 )
-from gqa.shapes import check_int, check_shape
+from gqa.shapes import check_int
 from gqa.signatures import AnyTensor, Flag, Real, SequenceOptions, Whole, Window
 
 if TYPE_CHECKING:
@@ -180,7 +177,7 @@ class PagedKVCache:
         """
         sequences = self._find(ids)
         counts = _counts("lengths", lengths, sequences)
-        self._pool.append(sequences, self._accept(k, v, sequences, counts), counts)
+        _core.append_pages((k, v, counts), sequences, self._pool.native)
         return self
 
     @overload
@@ -249,25 +246,10 @@ class PagedKVCache:
         """
         sequences = self._find(ids)
         queries = _counts("q_lengths", q_lengths, sequences)
-        q = as_queries(q, ("tokens", "heads", "head_dim"), self._kv_heads, self._head_dims[0])
-        if len(q) != sum(queries):
-            raise ValueError(f"q has {len(q)} tokens, expected {sum(queries)}, which q_lengths {queries} make")
-        stores, counts = [self._pool.store], [0] * len(sequences)
-        if k is not None or v is not None:
-            stores.append(self._accept(k, v, sequences, queries))
-            counts = queries
-        most_keys = max((s.length + count for s, count in zip(sequences, counts)), default=0)
-        options = Options(
-            layout="bshd", causal=causal, window=window, scale=scale, softcap=softcap, return_lse=return_lse,
-            num_threads=num_threads, mask=mask, sinks=sinks, out=out, out_dtype=out_dtype,
-        )  # fmt: skip
-        result = attend_sequences(
-            q, stores, *self._pool.tables(sequences, queries, counts), options,
-            mask_shape=(len(sequences), max(queries, default=0), most_keys), given=(k, v),
-        )  # fmt: skip
-        if len(stores) > 1:
-            self._pool.append(sequences, stores[1], counts)
-        return result
+        # What Options holds, in its order.
+        options = ("bshd", causal, window, scale, softcap, out_dtype, return_lse, num_threads, None, mask, sinks, out)
+        result = _core.attend_pages(q, (k, v, queries), sequences, self._pool.native, options)
+        return (result[0], result[1].T) if isinstance(result, tuple) else result
 
     def _insert(self, sequence: PagedSequence) -> int:
         self._next_id += 1
@@ -288,16 +270,6 @@ class PagedKVCache:
         if len(set(numbers)) < len(numbers):
             raise ValueError(f"ids are {numbers}, expected different ones")
         return [self._sequences[id_] for id_ in numbers]
-
-    def _accept(self, k: Any, v: Any, sequences: list[PagedSequence], counts: list[int]) -> Store:
-        """Check new tokens, and that there are pages for them; returns them as the pool stores them."""
-        k, v = as_tensors(k, v)
-        for name, x, head_dim in zip("kv", (k, v), self._head_dims):
-            check_shape(name, x.shape, (sum(counts), self._kv_heads, head_dim))
-        needed = self._pool.needed(sequences, counts)
-        if needed > self.free_pages:
-            raise ValueError(f"{sum(counts)} more tokens need {needed} pages, but only {self.free_pages} are free")
-        return as_stored(k[None], v[None], self._pool.store)
 
 
 def _counts(name: str, value: Any, sequences: list[PagedSequence]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from gqa.arguments import as_array, contiguous_channels, dtype_name, sharing_memory
 from gqa.caches.storage import copy_tokens, zeros
 from gqa.quantization import Quantized
-from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Store, Table, Tensor, arrays, spans, table
+from gqa.sequences import Store, Tensor, arrays
 from gqa.shapes import Shape, check_shape
 
 
@@ -58,6 +59,15 @@ class PagePool:
     def _views(self) -> Store:
         return _tokens_first(self.keys), _tokens_first(self.values)
 
+    @property
+    def native(self) -> tuple[Tensor, Tensor, int, Callable[..., None]]:
+        """What the core is given of it.
+
+        It asks for pages once nothing else can be refused. A signal at any point leaves every sequence with tokens that
+        are all there: pages come first, then data, then lengths. A page may be lost.
+        """
+        return (*self.store, self.page_size, self.reserve)
+
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: views would become arrays of their own."""
         return {name: x for name, x in vars(self).items() if name != "store"}
@@ -102,44 +112,17 @@ class PagePool:
                 pages += self._owners[last] > writers[last]
         return pages
 
-    def append(self, sequences: list[PagedSequence], new: Store, counts: list[int]) -> None:
-        """Append the tokens of `new`, shape (1, tokens, ...), those of the first sequence first.
-
-        A signal at any point leaves every sequence with tokens that are all there: pages first, then data, then
-        lengths. A page may be lost.
-        """
+    def reserve(self, sequences: list[PagedSequence], counts: list[int]) -> None:
+        """Give sequences pages of their own for so many more tokens; ValueError, and none taken, if few are free."""
+        needed = self.needed(sequences, counts)
+        if needed > len(self.free):
+            raise ValueError(f"{sum(counts)} more tokens need {needed} pages, but only {len(self.free)} are free")
         for sequence, count in zip(sequences, counts):
             if count > 0 and sequence.length % self.page_size:
                 self._copy_on_write(sequence)
             missing = self.pages(sequence.length + count) - len(sequence.pages)
             if missing > 0:
                 sequence.pages.extend(self._take(missing))
-        moves, token = [], 0
-        for sequence, count in zip(sequences, counts):
-            for p, n in spans(sequence.length, sequence.length + count, self.page_size):
-                moves.append((sequence.pages[p // self.page_size], p % self.page_size, 0, token, n))
-                token += n
-        copy_tokens(self.store, new, moves, "bshd")
-        for sequence, count in zip(sequences, counts):
-            sequence.length += count
-
-    def tables(self, sequences: list[PagedSequence], queries: list[int], counts: list[int]) -> tuple[Table, Table]:
-        """The core's tables of sequences and runs: the pages of each sequence, then its new tokens."""
-        pages = [self.used(sequence) for sequence in sequences]
-        runs = np.zeros((sum(map(len, pages)) + len(pages), RUN_COLUMNS), np.int64)
-        runs[:, 3] = self.page_size
-        rows, token, run = [], 0, 0
-        for b, (sequence, query_count, count) in enumerate(zip(sequences, queries, counts)):
-            end = run + len(pages[b])
-            runs[run:end, 1] = pages[b]
-            if filled := sequence.length % self.page_size:
-                runs[end - 1, 3] = filled
-            runs[end] = 1, 0, token, count
-            keys = sequence.length + count
-            rows.append((0, token, query_count, 0, 0, keys - query_count, keys, b, 0, end + 1 - run))
-            token += query_count
-            run = end + 1
-        return table(rows, SEQUENCE_COLUMNS), runs
 
     def _copy_on_write(self, sequence: PagedSequence) -> None:
         """Give the sequence a page of its own for its next token."""

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import add
-from typing import Any
 
-import numpy as np
-
-from gqa.caches.storage import as_stored, copy_tokens, zeros
-from gqa.quantization import Quantized
-from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Store, Table, Tensor, as_tensors, int_list, spans, table
-from gqa.shapes import LAYOUTS, Shape, check_shape
+from gqa.caches.storage import copy_tokens, zeros
+from gqa.sequences import Store, Tensor, spans
+from gqa.shapes import LAYOUTS, Shape
 
 
 class Slots:
@@ -46,72 +41,15 @@ class Slots:
         self.lengths = [0] * batch
         self.oldest = [0] * batch
 
+    @property
+    def native(self) -> tuple[Tensor, Tensor, list[int], list[int], int, int | None]:
+        """What the core is given of it; the lists are changed in place when tokens are appended."""
+        return (*self.store, self.lengths, self.oldest, self.capacity, self.window)
+
     def filled(self, x: Tensor) -> Tensor:
         """The slots of a tensor that any sequence has used."""
         stop = min(max(self.lengths, default=0), self.capacity)
         return x[:, :, :stop] if self.layout == "bhsd" else x[:, :stop]
-
-    def accept(self, k: Any, v: Any, lengths: Any) -> tuple[Store, list[int]]:
-        """Check new tokens; returns them in the form in which they are stored, and how many each sequence takes."""
-        if not (self._holds(k) and self._holds(v)):
-            k, v = as_tensors(k, v)
-        if len(k.shape) != 4:
-            raise ValueError(f"k has shape {k.shape}, expected ({', '.join(self.axes)})")
-        batch, tokens = len(self.lengths), k.shape[self.token_axis]
-        for name, x, head_dim in zip("kv", (k, v), self.head_dims):
-            check_shape(name, x.shape, self._shape(batch, tokens, head_dim))
-        counts = [tokens] * batch if lengths is None else int_list("lengths", lengths, batch)
-        for b, (count, length) in enumerate(zip(counts, self.lengths)):
-            if not 0 <= count <= tokens:
-                raise ValueError(f"lengths[{b}] is {count}, expected 0 to {tokens}, the tokens of k")
-            if self.window is None and length + count > self.capacity:
-                raise ValueError(
-                    f"sequence {b} has {length} tokens and takes {count} more, past the capacity of {self.capacity}"
-                )
-        if lengths is not None:
-            k, v = self._without_padding(k, counts), self._without_padding(v, counts)
-        return as_stored(k, v, self.store), counts
-
-    def tables(self, queries: int, counts: list[int] | None, left: int | None) -> tuple[Table, Table]:
-        """The core's tables of sequences and runs: `queries` rows each, the slots (store 0), new tokens (store 1).
-
-        With new tokens, counts[b] of them, row i stands at the i-th; without, the rows stand at the end.
-        """
-        sequences, runs = [], []
-        for b, length in enumerate(self.lengths):
-            count, rows, position = 0, queries, length - queries
-            if counts is not None:
-                count, rows, position = counts[b], min(queries, counts[b]), length
-            origin = self._origin(b, position, left)
-            stored = [(0, b, p % self.capacity, n) for p, n in spans(origin, length, self.capacity)]
-            runs += [*stored, (1, b, 0, count)]
-            keys = length + count - origin
-            sequences.append((b, 0, rows, queries - rows, origin, position - origin, keys, b, origin, len(stored) + 1))
-        return table(sequences, SEQUENCE_COLUMNS), table(runs, RUN_COLUMNS)
-
-    def _origin(self, b: int, position: int, left: int | None) -> int:
-        """The token to list first for queries of sequence b from `position` on, which see `left` tokens before it."""
-        if self.window is None or left is None:
-            return 0
-        first, oldest = max(position - left, 0), self.oldest[b]
-        if first < oldest:
-            raise ValueError(
-                f"row 0 of sequence {b} sees tokens from {first} on, but the ring has dropped those before {oldest}"
-            )
-        return first
-
-    def write(self, new: Store, counts: list[int]) -> None:
-        """Append the first counts[b] tokens of `new` to sequence b; of more than the capacity, the last ones."""
-        ends = list(map(add, self.lengths, counts))
-        moves = [
-            (b, p % self.capacity, b, p - before, n)
-            for b, (before, end) in enumerate(zip(self.lengths, ends))
-            for p, n in spans(max(before, end - self.capacity), end, self.capacity)
-        ]
-        # In this order a signal in between leaves no token that has a length but no data.
-        self.oldest = [max(oldest, end - self.capacity) for oldest, end in zip(self.oldest, ends)]
-        copy_tokens(self.store, new, moves, self.layout)
-        self.lengths = ends
 
     def truncate(self, lengths: list[int]) -> None:
         """Forget the tokens of each sequence from lengths[b] on; a ring must hold what the next token attends."""
@@ -145,15 +83,3 @@ class Slots:
         """The shape of a tensor of so many tokens, in the layout."""
         rows = (self.kv_heads, tokens) if self.layout == "bhsd" else (tokens, self.kv_heads)
         return (batch, *rows, head_dim)
-
-    def _holds(self, x: Any) -> bool:
-        """Whether tokens are of the type of the store: neither checked nor converted."""
-        to = self.store[0]
-        return isinstance(x, Quantized) if isinstance(to, Quantized) else type(x) is np.ndarray and x.dtype is to.dtype
-
-    def _without_padding(self, x: Tensor, counts: list[int]) -> Tensor:
-        """`x` with 0 past the tokens that are taken, if it is going to be converted: anything may lie there."""
-        if self._holds(x) or isinstance(x, Quantized):
-            return x
-        taken = np.arange(x.shape[self.token_axis]) < np.array(counts)[:, None]
-        return np.where(np.expand_dims(taken, (1, 3) if self.token_axis == 2 else (2, 3)), x, x.dtype.type(0))

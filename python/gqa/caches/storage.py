@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gqa.arguments import Array, as_array, sharing_memory
 from gqa.dtypes import FLOATS, dtype_named, name_of
-from gqa.quantization import Quantized, quantize_tensor
-from gqa.rules import check_group
+from gqa.quantization import Quantized
 from gqa.sequences import Store, Tensor, arrays
 from gqa.shapes import MOST_CHANNELS, Shape, check_int
 
@@ -43,23 +41,6 @@ def zeros(name: str, count: int, shape: Shape, dtype: str) -> Tensor:
     return np.zeros(shape, dtype_named(dtype))
 
 
-def as_stored(k: Tensor, v: Tensor, store: Store) -> Store:
-    """k and v as the store holds them: themselves if they are of its dtype."""
-    written = tuple(arrays(*store))
-    for x in arrays(k, v):
-        if sharing_memory(x, written):
-            raise ValueError("k or v shares memory with the cache; give it a copy")
-    return _converted("k", k, store[0]), _converted("v", v, store[1])
-
-
-def _converted(name: str, x: Tensor, to: Tensor) -> Tensor:
-    if isinstance(to, Quantized):
-        return x if isinstance(x, Quantized) else quantize_tensor(name, x)
-    if isinstance(x, Quantized):
-        x = x.dequantize()
-    return x if x.dtype is to.dtype else x.astype(to.dtype, copy=False)
-
-
 def copy_tokens(to: Store, source: Store, moves: Iterable[tuple[int, int, int, int, int]], layout: str) -> None:
     """Copy tokens between stores of one dtype; moves: batch and token in `to`, batch and token in `source`, count."""
     pairs = list(zip(arrays(*to), arrays(*source)))
@@ -70,14 +51,3 @@ def copy_tokens(to: Store, source: Store, moves: Iterable[tuple[int, int, int, i
             here, there = (b, slice(None), here[1]), (other_b, slice(None), there[1])
         for x, y in pairs:
             x[here] = y[there]
-
-
-def as_queries(q: Any, axes: tuple[str, ...], kv_heads: int, head_dim: int) -> Array:
-    """`q` as an array; raises unless it has those axes and can attend to keys of that size."""
-    queries = as_array("q", q)
-    if queries.ndim != len(axes):
-        raise ValueError(f"q has shape {queries.shape}, expected ({', '.join(axes)})")
-    check_group("the cache", kv_heads, "q", queries.shape[axes.index("heads")])
-    if queries.shape[-1] != head_dim:
-        raise ValueError(f"q has head_dim {queries.shape[-1]}, expected {head_dim} as the cache")
-    return queries
