@@ -218,7 +218,20 @@ class KVCache:
         """
         slots = self._slots
         # What Options holds, in its order.
-        options = (slots.layout, causal, window, scale, softcap, out_dtype, return_lse, num_threads, None, mask, sinks, out)
+        options = (
+            slots.layout,
+            causal,
+            window,
+            scale,
+            softcap,
+            out_dtype,
+            return_lse,
+            num_threads,
+            None,
+            mask,
+            sinks,
+            out,
+        )
         result: Array | tuple[Array, Array] = _core.attend_slots(q, (k, v, lengths), slots.native, options)
         return result
 

@@ -246,8 +246,9 @@ class PagedKVCache:
         """
         sequences = self._find(ids)
         queries = _counts("q_lengths", q_lengths, sequences)
-        # What Options holds, in its order.
-        options = ("bshd", causal, window, scale, softcap, out_dtype, return_lse, num_threads, None, mask, sinks, out)
+        options = (  # what Options holds, in its order
+            "bshd", causal, window, scale, softcap, out_dtype, return_lse, num_threads, None, mask, sinks, out,
+        )  # fmt: skip
         result = _core.attend_pages(q, (k, v, queries), sequences, self._pool.native, options)
         return (result[0], result[1].T) if isinstance(result, tuple) else result
 
