@@ -47,7 +47,8 @@ class KVCache:
 
     Notes
     -----
-    A cache is for one thread at a time; threads that share one take turns, by a lock of their own.
+    Any number of threads may attend a cache at once without new keys. Whatever changes it needs it alone: threads that
+    share one take turns, by a lock of their own.
 
     Examples
     --------

@@ -47,8 +47,9 @@ class PagedKVCache:
 
     Notes
     -----
-    Pages and block tables are those of vLLM (Kwon et al. 2023, arXiv:2309.06180). A cache is for one thread at a time;
-    threads that share one take turns, by a lock of their own.
+    Pages and block tables are those of vLLM (Kwon et al. 2023, arXiv:2309.06180). Any number of threads may attend a
+    cache at once without new keys. Whatever changes it needs it alone: threads that share one take turns, by a lock of
+    their own.
 
     Examples
     --------
