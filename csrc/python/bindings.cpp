@@ -6,6 +6,7 @@
 #include "../dispatch.h"
 #include "../plan.h"
 #include "../threads.h"
+#include "types.h"
 
 #if defined(GQA_XLA)
 #include "../xla/handler.h"
@@ -16,6 +17,7 @@ namespace gqa {
 // init.cpp lets Python in.
 PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
   m.doc() = "The native kernels of gqa.";
+  set_package(m);
   bind_attention(m);
   bind_views(m);
   bind_program(m);

@@ -4,6 +4,7 @@
 
 #include "refusals.h"
 #include "scalars.h"
+#include "types.h"
 
 namespace gqa {
 namespace {
@@ -34,7 +35,7 @@ void read_softcap(PyObject* x, const char* name, Options& o) { o.softcap = read_
 
 void read_out_dtype(PyObject* x, const char* name, Options& o) {
   if (x == Py_None) return;
-  const auto dtype = py::module_::import("gqa.dtypes").attr("name_of")(py::handle(x), name).cast<std::string>();
+  const auto dtype = sibling("dtypes").attr("name_of")(py::handle(x), name).cast<std::string>();
   for (const DType type : {DType::f32, DType::f64, DType::f16, DType::bf16})
     if (dtype == name_of(type)) o.out_type = type;
   if (o.out_type == DType::none) refuse(Rule::dtype_name, name, py::str(dtype));

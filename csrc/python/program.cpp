@@ -83,7 +83,7 @@ py::dict operation_table() {
 }  // namespace
 
 void bind_program(py::module_& m) {
-  py::class_<ScoreProgram>(m, "ScoreProgram")
+  py::class_<ScoreProgram>(m, "ScoreProgram", py::module_local())
       .def(py::init(&make_program), py::arg("instructions"), py::arg("outputs"), py::arg("arrays"), py::pos_only());
   m.attr("SCORE_OPS") = operation_table();
 }

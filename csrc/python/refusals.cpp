@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "types.h"
+
 namespace gqa {
 namespace {
 
@@ -12,7 +14,7 @@ constexpr const char* names[] = {
 };
 
 [[noreturn]] void raise_with(Rule rule, const char* argument, const py::dict& fields) {
-  const py::object error = py::module_::import("gqa.refusals").attr("error")(names[int(rule)], argument, **fields);
+  const py::object error = sibling("refusals").attr("error")(names[int(rule)], argument, **fields);
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());
   throw py::error_already_set();
 }

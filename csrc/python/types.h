@@ -16,6 +16,10 @@ struct Types {
 
 const Types& types();
 
+// A module of the package that the extension is in: gqa, or what a copy of it was named.
+py::module_ sibling(const char* name);
+void set_package(const py::module_& extension);
+
 // ml_dtypes' bfloat16; ModuleNotFoundError, which says what to install, where it is not there.
 py::object bfloat16_dtype();
 

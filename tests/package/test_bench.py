@@ -162,3 +162,30 @@ def test_a_run_writes_all_that_the_report_needs(tmp_path):
     assert [set(row["peers"]) | set(row["absent"]) for row in run["workloads"]] == [{"gqa", "NumPy", "JAX"}] * 2
     command = [sys.executable, BENCH / "compare.py", out, out]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.count("1.00") == 2
+
+
+def test_builds_are_different_modules():
+    """A build compared with itself: three packages, each with an extension and a state of its own."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(BENCH)!r})
+import builds, tempfile, pathlib, gqa
+into = tempfile.mkdtemp()
+sys.path.insert(0, into)
+folder = pathlib.Path(gqa.__path__[0]).parent
+a, b = (builds.load(folder, name, pathlib.Path(into)) for name in ("gqa_a", "gqa_b"))
+from gqa_a import _core
+import gqa_b, numpy as np
+before = gqa_b.info()["threads"]
+a.set_num_threads(before + 1)
+assert (a.info()["threads"], b.info()["threads"]) == (before + 1, before)
+x = np.ones((1, 1, 4, 8), np.float32)
+assert type(b.quantize(x)).__module__ == "gqa_b.quantization"
+assert (b.attention(x, b.quantize(x), b.quantize(x)) == a.attention(x, a.quantize(x), a.quantize(x))).all()
+try:
+    a.attention(x, b.quantize(x), x)
+except TypeError:
+    print("done")
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout == "done\n"
