@@ -1,4 +1,4 @@
-"""Query heads, in groups, over the heads of keys and values that they share."""
+"""Query heads, in groups, over the heads of keys and values that they share. README shows it as heads.svg."""
 
 import matplotlib.pyplot as plt
 
