@@ -60,6 +60,8 @@ def test_what_an_update_returns(stored, window, chunks):
 @pytest.mark.parametrize("window", [None, 9])
 def test_what_a_layer_takes_back(window):
     layer, own = layers(window)
+    if window and not hasattr(own, "activate_past_recording"):
+        pytest.skip("this version of transformers takes nothing back from windows")
     for x in (layer, own):
         x.update(*tokens(20, 0))
         if window:
@@ -72,8 +74,9 @@ def test_what_a_layer_takes_back(window):
         x.crop(-30)
     assert layer.get_seq_length() == own.get_seq_length() == 22
     torch.testing.assert_close(layer.keys, own.keys, rtol=0, atol=0)
-    with pytest.raises(ValueError, match="tokens_to_remove is 3"):
-        layer.crop(3)
+    layer.crop(20)  # what to keep
+    layer.crop(30)
+    assert layer.get_seq_length() == 20
 
 
 @pytest.mark.parametrize("stored", TOLERANCE)
@@ -99,15 +102,14 @@ def test_batches(window, stored):
 
 
 def test_before_the_first_tokens():
-    for layer in layers(None):
-        for method in ("reset", "activate_past_recording", "offload", "prefetch"):
-            if method != "activate_past_recording" or isinstance(layer, CacheLayer):
-                getattr(layer, method)()
-        layer.crop(-1)
-        layer.reorder_cache(torch.tensor([0]))
-        layer.batch_repeat_interleave(2)
-        assert (layer.keys, layer.values, layer.get_seq_length()) == (None, None, 0)
-        assert layer.get_mask_sizes(3) == (3, 0)
+    layer = CacheLayer()
+    for method in ("reset", "activate_past_recording", "offload", "prefetch"):
+        getattr(layer, method)()
+    layer.crop(-1)
+    layer.reorder_cache(torch.tensor([0]))
+    layer.batch_repeat_interleave(2)
+    assert (layer.keys, layer.values, layer.get_seq_length()) == (None, None, 0)
+    assert layer.get_mask_sizes(3) == (3, 0)
 
 
 # ---- read in place -------------------------------------------------------------------------------------------------
@@ -202,8 +204,7 @@ def test_layers_follow_the_configuration():
     cache = gqa.transformers.KVCache(model_named("Gemma3").config)
     assert [layer.sliding_window for layer in cache.layers] == [9, None, 9]
     assert cache.is_sliding == [True, False, True]
-    assert cache.is_croppable
-    assert not cache.is_compileable
+    assert all(layer.is_croppable and not layer.is_compileable for layer in cache.layers)
     cache = gqa.transformers.KVCache(capacity=4)
     cache.update(*tokens(3, 0), layer_idx=1)
     assert [type(layer) for layer in cache.layers] == [CacheLayer] * 2

@@ -153,12 +153,11 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1 if self.sliding_window is None else self.sliding_window
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last -tokens_to_remove tokens."""
-        if tokens_to_remove > 0:
-            raise ValueError(f"tokens_to_remove is {tokens_to_remove}, expected minus the number of tokens to remove")
-        if self.cache is not None and tokens_to_remove < 0:
-            self.cache.truncate(max(self.length + tokens_to_remove, 0))
-            self.length = max(self.length + tokens_to_remove, 0)
+        """Take back the last -tokens_to_remove tokens; a positive number, as older versions give, is what to keep."""
+        kept = min(self.length, max(tokens_to_remove + (self.length if tokens_to_remove <= 0 else 0), 0))
+        if self.cache is not None and kept < self.length:
+            self.cache.truncate(kept)
+            self.length = kept
 
     def activate_past_recording(self) -> None:
         """Make room in a ring for tokens that may be taken back."""
