@@ -1,0 +1,59 @@
+"""Faults to sow into the kernels and the driver, one at a time: (file under csrc, what stands there, what to put).
+
+Each is a mistake that somebody could make: an edge off by one, a lane too many, a case left out, an order changed.
+Whatever says something of memory that is only touched by accident is left to the fuzz targets.
+"""
+
+FAULTS = [
+    # -- which keys a query attends
+    ("kernels/ranges.h", "position + a.right + 1", "position + a.right"),
+    ("kernels/ranges.h", "position - a.left)", "position - a.left + 1)"),
+    ("kernels/ranges.h", "within(high.begin), within(low.end)", "within(low.begin), within(low.end)"),
+    ("kernels/ranges.h", "within(high.begin), within(low.end)", "within(high.begin), within(high.end)"),
+    ("kernels/score_block.h", "key < load(low + v * w) ?", "key <= load(low + v * w) ?"),
+    ("kernels/score_block.h", "max(whole[0], whole[1]), steps", "max(whole[0], whole[1]), steps - 1"),
+    # -- masks
+    ("kernels/mask.h", "x.byte ? 0 : -infinity<float>", "x.byte == 1 ? 0 : -infinity<float>"),
+    ("kernels/mask.h", "return to_base2<T>(convert<T>(x)); }", "return convert<T>(x); }"),
+    ("kernels/mask.h", "(sequence.mask_key + key) * stride", "key * stride"),
+    ("kernels/mask.h", "finite &= fold", "finite |= fold"),
+    ("kernels/score_block.h", "b == -infinity<T> ? b : score + b", "score + b"),
+    # -- softmax
+    ("kernels/score_block.h", "now == -infinity<T> ? splat(T(0)) : now", "now"),
+    ("kernels/score_block.h", "sum[v] = load(l + v * w) * alpha[v]", "sum[v] = load(l + v * w)"),
+    (
+        "kernels/score_block.h",
+        "tanh<T>(load(x + v * w) / cap) * (cap * log2e<T>)",
+        "tanh<T>(load(x + v * w) / cap) * cap",
+    ),
+    # -- states and their merging
+    (
+        "kernels/states.h",
+        "load(to + c) * mine + load(from + c) * theirs",
+        "load(to + c) * mine + load(from + c) * mine",
+    ),
+    ("kernels/states.h", "l[r] = l[r] * mine + later.l[r] * theirs", "l[r] = l[r] * mine + later.l[r]"),
+    ("kernels/states.h", "x * mine[v] + y * theirs[v]", "x * mine[v] + y"),
+    ("kernels/states.h", "mine[v] = exp2<T>(m0 - shift), theirs", "mine[v] = exp2<T>(m1 - shift), theirs"),
+    ("kernels/merge_tree.h", "< (numbers_[count_ - 1] ^ number)) join()", "<= (numbers_[count_ - 1] ^ number)) join()"),
+    # -- few rows
+    ("kernels/channels.h", "sum += buffers_.lane_sums[first * w + lane]", "sum = buffers_.lane_sums[first * w + lane]"),
+    ("kernels/channels.h", "bool select = (edges || masked) &&", "bool select = masked &&"),
+    ("kernels/channels.h", "edges || n % streams<T, R> != 0", "edges"),
+    # -- many rows
+    ("kernels/rows.h", "int(min(lanes, task_.row_end - first))", "lanes"),
+    ("kernels/row_tile.h", "any && c + i < v_head_dim_ ?", "c + i < v_head_dim_ ?"),
+    ("kernels/row_tile.h", "if (!range.whole() && !all_finite(block))", "if (false)"),
+    ("kernels/row_tile.h", "tile.started = true;", ""),
+    # -- int8
+    ("kernels/products/integers.h", "unit * scale[0] * k <= logit_error", "true"),
+    ("kernels/products/integers.h", "rows.unit[first + l % R]", "rows.unit[first]"),
+    # -- the driver
+    ("attention.cpp", "+ 1 < cut.parts) return;", "+ 1 <= cut.parts) return;"),
+    ("attention.cpp", "s.offset + query - a.left", "s.offset - a.left"),
+    (
+        "schedule.cpp",
+        "place.row_begin = block * cut.rows_per_unit",
+        "place.row_begin = block * (cut.rows_per_unit - 1)",
+    ),
+]
