@@ -9,11 +9,8 @@
 #include <new>
 #include <vector>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 #include "dispatch.h"
+#include "parallel.h"
 #include "schedule.h"
 #include "threads.h"
 
@@ -104,17 +101,9 @@ class Driver {
     memory_ = arena.reserve(size_t(threads) * workspace_ + partial_bytes_);
     std::vector<std::atomic<int64_t>> done(partial_bytes_ > 0 ? size_t(schedule_.units()) : 0);
     clear_padding();
-#if defined(_OPENMP)
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-#endif
-    for (int64_t id = 0; id < schedule_.tasks(); id++) {
-#if defined(_OPENMP)
-      void* mine = memory_ + size_t(omp_get_thread_num()) * workspace_;
-#else
-      void* mine = memory_;
-#endif
-      run_task(schedule_.place(id), mine, done);
-    }
+    parallel_for(schedule_.tasks(), threads, [&](int64_t id, int thread) {
+      run_task(schedule_.place(id), memory_ + size_t(thread) * workspace_, done);
+    });
   }
 
  private:
@@ -136,6 +125,7 @@ class Driver {
     task.split_end = place.split_end;
     task.split_keys = split_keys(cut.work.in_lanes());
     task.rows_in_lanes = cut.work.in_lanes();
+    task.given_up = interrupted;
     if (merging_) {
       const Span subtrees = span_of(*task.sequence);
       task.split_begin = subtrees.first, task.split_end = subtrees.last;
@@ -150,7 +140,7 @@ class Driver {
     kernels_.attend(a_, task, workspace);
     // Whoever ends the unit's last part merges them all. The counter's release makes the part just stored visible to
     // that thread, whose acquire comes after every other part's release.
-    if (done[size_t(place.unit)].fetch_add(1, std::memory_order_acq_rel) + 1 < cut.parts) return;
+    if (done[size_t(place.unit)].fetch_add(1, std::memory_order_acq_rel) + 1 < cut.parts || interrupted()) return;
     task.partial = partials;
     task.split_begin = cut.first_part;
     kernels_.merge(a_, task, cut.parts, bytes, workspace);

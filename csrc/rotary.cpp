@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "dispatch.h"
+#include "parallel.h"
 #include "threads.h"
 
 namespace gqa {
@@ -15,10 +16,8 @@ void rotate(const Rotary& r) {
   const int threads = int(std::min<int64_t>(threads_worth(bytes / bytes_per_us, r.threads), tokens));
   if (threads <= 1) return kernels.rotate(r, 0, tokens);
   const int64_t pieces = std::min<int64_t>(4 * threads, tokens);  // a thread that is held up leaves some to the others
-#if defined(_OPENMP)
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-#endif
-  for (int64_t i = 0; i < pieces; i++) kernels.rotate(r, tokens * i / pieces, tokens * (i + 1) / pieces);
+  parallel_for(pieces, threads,
+               [&](int64_t i, int) { kernels.rotate(r, tokens * i / pieces, tokens * (i + 1) / pieces); });
 }
 
 }  // namespace gqa

@@ -6,11 +6,8 @@
 #include <limits>
 #include <vector>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 #include "dispatch.h"
+#include "parallel.h"
 #include "threads.h"
 
 namespace gqa {
@@ -132,18 +129,10 @@ void merge(const StateMerge& m) {
   std::vector<WeightedRow> terms(size_t(threads * m.part_count));
   const Kernels& kernels = active_kernels();  // the same for all rows, whatever is chosen meanwhile
   const int64_t pieces = threads > 1 ? std::min<int64_t>(4 * threads, rows) : 1;
-#if defined(_OPENMP)
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-#endif
-  for (int64_t i = 0; i < pieces; i++) {
-#if defined(_OPENMP)
-    const int64_t thread = omp_get_thread_num();
-#else
-    const int64_t thread = 0;
-#endif
+  parallel_for(pieces, threads, [&](int64_t i, int thread) {
     const size_t scratch = size_t(thread * m.part_count);
     Merger(m, kernels, &places[scratch], &terms[scratch]).run(rows * i / pieces, rows * (i + 1) / pieces);
-  }
+  });
 }
 
 }  // namespace gqa

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <thread>
@@ -50,6 +51,11 @@ int limited_threads(int cpus) {
 int limited_threads(int) { return 1; }
 #endif
 
+std::atomic<int64_t> cpus_seen_at{-1};
+std::atomic<int> cpus_seen{0};
+
+}  // namespace
+
 #if defined(__linux__)
 int64_t tick() {
   timespec now;
@@ -57,13 +63,8 @@ int64_t tick() {
   return int64_t(now.tv_sec) * 1000000000 + now.tv_nsec;
 }
 #else
-int64_t tick() { return 0; }
+int64_t tick() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 #endif
-
-std::atomic<int64_t> cpus_seen_at{-1};
-std::atomic<int> cpus_seen{0};
-
-}  // namespace
 
 int default_threads_now() {
   if (const int n = chosen.load(std::memory_order_relaxed)) return n;

@@ -1,6 +1,8 @@
 // threads.h: how many threads a call may use.
 #pragma once
 
+#include <cstdint>
+
 namespace gqa {
 
 // What `set_threads` chose, or else what the process may use: the least of OpenMP's own limit (OMP_NUM_THREADS,
@@ -17,6 +19,9 @@ constexpr double worth_a_thread = 30;  // microseconds of work
 int threads_worth(double microseconds, int threads);
 
 bool has_openmp();
+
+// Nanoseconds, in steps of a few milliseconds, for what is asked too often to ask a precise clock.
+int64_t tick();
 
 // True in a child of fork(): the OpenMP threads of the parent are gone, and entering a parallel region could hang.
 bool forked();

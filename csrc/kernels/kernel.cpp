@@ -86,6 +86,7 @@ template <class T, class Loop> void attend_with(const Attention& a, const Task& 
   for (int64_t split = task.split_begin; split < task.split_end; split++) {
     const Interval part = within_split(task, split, keys);
     if (part.begin >= part.end) continue;
+    if (task.given_up()) return;
     const States states = waiting.next(split);
     loop.run(part, states);
     waiting.add(states, split);

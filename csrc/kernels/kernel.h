@@ -19,7 +19,8 @@ struct Task {
   int64_t row_begin, row_end;
   int64_t split_begin, split_end, split_keys;
   bool rows_in_lanes;
-  void* partial;  // where the states of its splits go, merged; null: the task ends its rows in the output
+  bool (*given_up)();  // asked before each split: the task's result will not be read
+  void* partial;       // where the states of its splits go, merged; null: the task ends its rows in the output
 };
 
 // What the sizes of a task's memory follow from.

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "refusals.h"
+#include "without_gil.h"
 
 namespace gqa {
 namespace {
@@ -57,10 +58,7 @@ py::object compute(Call& call, const OptionReader& reader, PyObject* q) {
     lse = new_array(call.lse_shape(), call.lse_type() == DType::f64 ? py::dtype::of<double>() : py::dtype::of<float>());
     lse_view = view_of(lse);
   }
-  {
-    py::gil_scoped_release release;
-    call.run(out_view, lse_view);
-  }
+  without_gil([&] { call.run(out_view, lse_view); });
   if (options.return_lse) return py::make_tuple(std::move(out), std::move(lse));
   return out;
 }

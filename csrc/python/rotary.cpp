@@ -5,6 +5,7 @@
 #include "arrays.h"
 #include "bindings.h"
 #include "scalars.h"
+#include "without_gil.h"
 
 namespace gqa {
 namespace {
@@ -61,10 +62,7 @@ py::object rotary(py::handle x_object, py::handle cos_object, py::handle sin_obj
   py::array out(x.dtype(), std::vector<py::ssize_t>(x.shape(), x.shape() + 4));
   r.x = static_cast<const char*>(x.data()), r.out = static_cast<char*>(out.mutable_data());
   r.x_strides = strides_of(x, layout), r.out_strides = strides_of(out, layout);
-  if (out.size() > 0) {
-    py::gil_scoped_release release;
-    rotate(r);
-  }
+  if (out.size() > 0) without_gil([&] { rotate(r); });
   return std::move(out);
 }
 

@@ -3,6 +3,7 @@
 #include "calls.h"
 #include "refusals.h"
 #include "scalars.h"
+#include "without_gil.h"
 
 namespace gqa {
 namespace {
@@ -110,8 +111,7 @@ py::object attend_runs(PyObject* const* args, PyObject* states) {
                 Table(tables[0], "sequences", raw ? state_sequence_columns : sequence_columns),
                 Table(tables[1], "runs", run_columns), raw != nullptr, whole_queries);
   if (!raw) return compute(call, reader, args[0]);
-  py::gil_scoped_release release;
-  call.run_to_states();
+  without_gil([&] { call.run_to_states(); });
   return py::none();
 }
 
@@ -159,8 +159,7 @@ PyObject* merge_subtrees(PyObject*, PyObject* const* args, Py_ssize_t count) {
     add_merges(call.sequences({}), Table(tables[0], "sequences", merge_columns),
                Table(tables[1], "subtrees", subtree_columns), whole);
     if (!states.given()) return compute(call, reader, args[0]);
-    py::gil_scoped_release release;
-    call.run_to_states();
+    without_gil([&] { call.run_to_states(); });
     return py::none();
   });
 }

@@ -5,6 +5,7 @@
 #include "arrays.h"
 #include "bindings.h"
 #include "scalars.h"
+#include "without_gil.h"
 
 namespace gqa {
 namespace {
@@ -74,8 +75,7 @@ void merge_states(const py::tuple& outs, const py::tuple& lses, py::handle out_o
   m.lse_type = float_type(lse, "lse");
   m.out_strides = sizes.copy(out.strides(), m.axes + 1);
   m.lse_strides = sizes.copy(lse.strides(), m.axes);
-  py::gil_scoped_release release;
-  merge(m);
+  without_gil([&] { merge(m); });
 }
 
 }  // namespace

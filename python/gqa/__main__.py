@@ -57,7 +57,7 @@ def report() -> int:
     """Print what this build is, check it against float64, and time a layer next to plain NumPy."""
     about = gqa.info()
     print(f"gqa {about['version']}: {about['isa']} of {', '.join(about['isas'])}; {about['threads']} threads, ", end="")
-    print("OpenMP" if about["openmp"] else "no OpenMP: serial")
+    print("OpenMP" if about["openmp"] else "no OpenMP: one thread unless told otherwise")
     good = self_check()
 
     rng = np.random.default_rng(0)

@@ -60,7 +60,8 @@ def info() -> Info:
     -------
     dict
         ``version`` (str), ``isa`` (the instruction set in use), ``isas`` (those this machine can use, best first),
-        ``threads`` (int) and ``openmp`` (bool; without it every call is serial).
+        ``threads`` (int) and ``openmp`` (bool: whether OpenMP's limits, those of threadpoolctl among them, are known;
+        without it calls use one thread unless told otherwise).
 
     Examples
     --------

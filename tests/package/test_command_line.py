@@ -26,7 +26,7 @@ def test_the_report(capsys):
     build, check, empty, layer, header, prefill, decode = capsys.readouterr().out.splitlines()
     about = gqa.info()
     assert build.startswith(f"gqa {about['version']}: {about['isa']} of ")
-    assert build.endswith("OpenMP" if about["openmp"] else "no OpenMP: serial")
+    assert build.endswith("OpenMP" if about["openmp"] else "no OpenMP: one thread unless told otherwise")
     assert check.startswith("self-check against float64: passed, max error float32 ")
     assert empty == ""
     assert "4 query heads, 2 KV heads, head_dim 8, float32" in layer

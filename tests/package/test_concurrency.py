@@ -1,6 +1,7 @@
 """Calls from several Python threads at once, and in processes that fork, get the results that each gets alone."""
 
 import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -36,6 +37,87 @@ def test_the_interpreter_runs_on_during_a_call():
             time.sleep(0.001)
             turns += 1
     assert turns > 5  # a call that held the lock would leave a turn before it and one after it
+
+
+OTHERS = {
+    "sklearn": """
+from sklearn.metrics import pairwise_distances_argmin
+x = np.random.default_rng(1).standard_normal((512, 32))
+def other():
+    return pairwise_distances_argmin(x, x[:64]).tobytes()
+""",
+    "torch": """
+import torch
+x = torch.ones(64, 4096)
+def other():
+    return torch.nn.functional.gelu(x).numpy().tobytes()
+""",
+    "numpy": """
+x = np.random.default_rng(1).standard_normal((256, 512))
+def other():
+    return (x @ x.T).tobytes()
+""",
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_threads_of_other_libraries_in_the_process(other):
+    """Calls that take turns with theirs, and at the same time."""
+    pytest.importorskip(other)
+    done = output_of(
+        f"""{PARALLEL}
+{OTHERS[other]}
+from concurrent.futures import ThreadPoolExecutor
+expected, others = call(1), other()
+turns = [(call(2), other(), call(4)) for _ in range(30)]
+with ThreadPoolExecutor(2) as pool:
+    mine, theirs = ([pool.submit(f) for _ in range(30)] for f in (call, other))
+    results = [x.result() for x in mine]
+print(all(turn == (expected, others, expected) for turn in turns), set(results) == {{expected}})
+"""
+    )
+    assert done == "True True"
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signals")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_signal_ends_a_long_call(threads):
+    """What its handler raises comes out of the call; later calls are not touched."""
+    done = output_of(
+        f"""
+import signal
+import numpy as np, gqa
+q = np.ones((1, 16, 32768, 64), np.float32)
+out = np.full_like(q, 7)
+def handle(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.3)
+try:
+    gqa.attention(q, q, q, out=out, num_threads={threads})
+except KeyboardInterrupt:
+    print("interrupted", (out[0, -1, :8] == 7).all())
+few = q[:, :, :8]
+print((gqa.attention(few, few, few, num_threads={threads}) == 1).all())
+"""
+    )
+    assert done.split() == ["interrupted", "True", "True"]
+
+
+def test_a_handler_that_raises_nothing_ends_no_call():
+    done = output_of(
+        """
+import signal
+import numpy as np, gqa
+q = np.ones((1, 8, 4096, 64), np.float32)
+expected, seen = gqa.attention(q, q, q).tobytes(), []
+signal.signal(signal.SIGALRM, lambda *_: seen.append(1))
+signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+print(gqa.attention(q, q, q, num_threads=1).tobytes() == expected)
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+    )
+    assert done == "True"
 
 
 # For code that runs in a process of its own.

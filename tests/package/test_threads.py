@@ -126,6 +126,12 @@ def test_a_wrong_number_in_the_environment_is_an_error(value):
     assert f"ValueError: GQA_NUM_THREADS is {value!r}, expected an integer of at least 1" in result.stderr
 
 
+def test_threadpoolctl_sees_where_the_limit_is_kept():
+    pytest.importorskip("threadpoolctl")
+    code = "import gqa, threadpoolctl; print(*(x['user_api'] for x in threadpoolctl.threadpool_info()))"
+    assert ("openmp" in output_of(code).split()) == gqa.info()["openmp"]
+
+
 @needs_openmp
 def test_threadpoolctl_limits_the_default():
     pytest.importorskip("threadpoolctl")
@@ -157,6 +163,35 @@ def test_a_call_starts_the_threads_it_was_given():
     assert threads_started("call(3)") == 2
     assert threads_started("call(None)", GQA_NUM_THREADS="2") == 1
     assert threads_started("call(None)", OMP_NUM_THREADS="1") == 0
+
+
+@needs_linux
+def test_calls_at_the_same_time_share_threads():
+    at_once = """
+import threading
+callers = [threading.Thread(target=lambda: [call(3) for _ in range(20)]) for _ in range(4)]
+for x in callers: x.start()
+for x in callers: x.join()
+for _ in range(200):  # until the system has let go of the callers
+    if count() - before > 2: time.sleep(0.01)
+"""
+    assert threads_started(at_once) == 2
+
+
+@needs_linux
+def test_where_no_thread_can_be_started_the_others_do_all():
+    """Room in memory for the stacks of a few threads, and for what the tasks of eight need."""
+    done = output_of(
+        f"""{PARALLEL}
+import resource
+expected = call(1)
+status = lambda name: int(open("/proc/self/status").read().split(name + ":")[1].split()[0])
+before, stack = status("Threads"), resource.getrlimit(resource.RLIMIT_STACK)[0]
+resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") * 1024 + 3 * stack + stack // 2,) * 2)
+print(call(8) == expected, status("Threads") - before < 7)
+""",
+    )
+    assert done == "True True"
 
 
 @needs_linux
