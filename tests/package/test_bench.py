@@ -17,6 +17,7 @@ sys.path.append(str(BENCH))
 import limits  # noqa: E402
 import report  # noqa: E402
 import results  # noqa: E402
+import schedule  # noqa: E402
 import workloads  # noqa: E402
 from peers import PEERS, Unsupported  # noqa: E402
 from workloads import WORKLOADS, Workload  # noqa: E402
@@ -189,3 +190,23 @@ except TypeError:
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout == "done\n"
+
+
+@needs_compiler
+def test_simulated_schedule(tmp_path):
+    """Its tasks are all of the work; one thread takes as long as they do together, and several share it."""
+    core = schedule.library(tmp_path)
+    rates = schedule.Rates(score=1e-9, key=0, element=0, region=0)
+    for workload in (*SMALL, *(w for w in WORKLOADS if w.name in ("prefill 2048 32/8/128", "decode 32768 32/8/128"))):
+        batch = schedule.Batch.of(workload)
+        scores = workload.flops / (4 * workload.heads[2])
+        for threads in (1, 2, 16):
+            costs, started = schedule.tasks(core, batch, threads)
+            assert sum(x.scores for x in costs) == scores
+            assert started <= threads
+            ends = schedule.finish_times(costs, started, rates, 64)
+            assert sum(ends) == pytest.approx(scores * 1e-9)
+            assert len(ends) == started
+        if scores > 1e6:
+            assert started == 16
+            assert ends[-1] < 1.3 * scores * 1e-9 / 16
