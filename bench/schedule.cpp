@@ -49,7 +49,7 @@ extern "C" int64_t tasks_of(int64_t sequences, const int64_t* queries, const int
     const Place place = schedule.place(id);
     const Cut& cut = *place.cut;
     const Queries q = queries_of(cut.sequence);
-    const int64_t split = split_keys(cut.work.in_lanes()), first = place.split_begin * split;
+    const int64_t split = cut.work.split_keys(), first = place.split_begin * split;
     TaskCost& cost = costs[id];
     cost = {};
     for (int64_t row = place.row_begin; row < place.row_end; row++)

@@ -123,7 +123,7 @@ class Driver {
     task.row_end = place.row_end;
     task.split_begin = place.split_begin;
     task.split_end = place.split_end;
-    task.split_keys = split_keys(cut.work.in_lanes());
+    task.split_keys = cut.work.split_keys();
     task.rows_in_lanes = cut.work.in_lanes();
     task.given_up = interrupted;
     if (merging_) {

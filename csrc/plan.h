@@ -30,10 +30,16 @@ constexpr bool rows_in_lanes(int64_t rows) { return rows >= rows_for_lanes; }
 
 // Keys of a split: multiples of the loops' blocks (96, and 256 or 768). Few rows have little to merge and need many
 // splits, so that one sequence can feed many threads. Many rows have large states, and are cut at every eighth cut of
-// few rows, so that merging takes less than half a percent of their time. Pieces of keys that meet at multiples of the
-// larger number are whole subtrees for both.
-constexpr int64_t few_rows_split_keys = 768, many_rows_split_keys = 8 * few_rows_split_keys;
-constexpr int64_t split_keys(bool rows_in_lanes) { return rows_in_lanes ? many_rows_split_keys : few_rows_split_keys; }
+// few rows, so that merging takes less than half a percent of their time; they are dealt out themselves. In between,
+// rows of a tile or two (speculative steps) are cut at every second one. Pieces of keys that meet at multiples of the
+// largest number are whole subtrees for all.
+constexpr int64_t few_rows_split_keys = 768, some_rows_split_keys = 2 * few_rows_split_keys,
+                  many_rows_split_keys = 8 * few_rows_split_keys;
+// From so many rows on the bits of a prompt do not follow from its chunks.
+constexpr int64_t many_rows = 64;
+constexpr int64_t split_keys(int64_t rows) {
+  return !rows_in_lanes(rows) ? few_rows_split_keys : rows < many_rows ? some_rows_split_keys : many_rows_split_keys;
+}
 
 // What one sequence amounts to. Keys are the absolute numbers of those that some row attends, [first_key, last_key).
 struct Work {
@@ -43,9 +49,10 @@ struct Work {
   int64_t whole_rows = 0;  // those of the whole sequence, if these are some of them: all take the same loop
 
   bool in_lanes() const { return rows_in_lanes(std::max(rows, whole_rows)); }
+  int64_t split_keys() const { return gqa::split_keys(std::max(rows, whole_rows)); }
   // Splits [first, last) that hold the keys; one without keys, too, is a split.
-  int64_t first_split() const { return first_key / split_keys(in_lanes()); }
-  int64_t last_split() const { return std::max(first_split() + 1, ceil_div(last_key, split_keys(in_lanes()))); }
+  int64_t first_split() const { return first_key / split_keys(); }
+  int64_t last_split() const { return std::max(first_split() + 1, ceil_div(last_key, split_keys())); }
 };
 
 // What all sequences of a call share.

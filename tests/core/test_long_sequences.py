@@ -10,7 +10,7 @@ import gqa
 from compare import assert_same_bits
 
 LENGTHS = [49_000, 49_152, 100_000, 300_000]
-QUERIES = [1, 5, 64]  # few rows, which have splits of 768 keys, and many, of 6144
+QUERIES = [1, 5, 16, 64]  # of two rows each, which have splits of 768 keys, 1536 and 6144
 
 
 @pytest.fixture(scope="module")

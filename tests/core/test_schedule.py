@@ -8,8 +8,6 @@ import pytest
 
 from program import output_of_program
 
-SPLIT_KEYS = {False: 768, True: 6144}  # by whether rows are in the lanes
-
 SCHEDULES = """
 #include <cstdio>
 #include <vector>
@@ -98,7 +96,7 @@ def random_calls(rng, count):
         for _ in range(rng.integers(1, 6)):
             first = int(rng.integers(0, 5000)) if rng.random() < 0.5 else 0
             keys = int(rng.choice([0, 1, 700, 768, 769, 6144, 6145, 20000, 300000]))
-            works.append((int(rng.choice([0, 1, 4, 23, 24, 64, 65, 700, 1024, 5000])), first, first + keys))
+            works.append((int(rng.choice([0, 1, 4, 23, 24, 63, 64, 65, 700, 1024, 5000])), first, first + keys))
         threads, heads, head_dim = (int(rng.choice(n)) for n in ([1, 2, 3, 8, 64], [1, 2, 8, 32], [16, 64, 128, 576]))
         yield threads, heads, head_dim, works
 
@@ -112,7 +110,7 @@ def test_every_row_meets_every_split_once(schedules, rng):
         covered = [np.zeros((heads, rows, 0), int) for rows, _, _ in works]
         spans = []
         for i, (rows, first, last) in enumerate(works):
-            size = SPLIT_KEYS[rows >= 24]
+            size = 768 if rows < 24 else 1536 if rows < 64 else 6144
             spans.append((first // size, max(first // size + 1, -(-last // size))))
             covered[i] = np.zeros((heads, min(rows, 5000), spans[i][1] - spans[i][0]), int)
         for sequence, head, row_begin, row_end, split_begin, split_end, *_ in schedule["tasks"]:

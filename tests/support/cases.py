@@ -1,8 +1,8 @@
 """The table of cases: sizes on both sides of every seam of the kernels, every option, and every pair of options.
 
 Seams: a register tile has 4 to 32 rows; from 24 rows (group * queries) on, rows go into the lanes, with blocks of 96
-keys, where one or two blocks take another path than three, and splits of 6144; with fewer rows blocks have 768 keys
-(256 of float64), as many as splits; a unit has up to 1024 rows.
+keys, where one or two blocks take another path than three; with fewer rows blocks have 768 keys (256 of float64).
+Splits have 768 keys, from 24 rows on 1536 and from 64 on 6144; a unit has up to 1024 rows.
 
 A test of one case has the case in its name and runs alone: pytest 'tests/core/test_attention.py::test_case[...]'.
 """
@@ -156,7 +156,8 @@ SEAMS = [
     for queries, all_keys in (
         (1, (767, 768, 769, 1536, 1537, 2304, 2305, 3841)),
         (11, (767, 768, 769, 1537)),
-        (12, (767, 768, 769, 6143, 6144, 6145)),
+        (12, (767, 768, 769, 1535, 1536, 1537, 4609)),
+        (31, (1536, 1537, 6145)),
         (33, (6143, 6144, 6145, 12289, 18433)),
     )
     for keys in all_keys
