@@ -1,6 +1,7 @@
 // sequences.cpp: calls as packed batches and caches make them: stores of any batch, and sequences that attend the runs
 // that they list.
 #include <algorithm>
+#include <array>
 
 #include "attention_calls.h"
 
@@ -73,15 +74,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   int64_t most_keys = 0;
   const std::vector<ListedSequence> list = read_sequences(input, shapes, mask_shape.batch, most_keys);
 
-  // Rows that belong to two sequences would be written twice, by whoever comes last.
-  std::vector<std::pair<int64_t, int64_t>> rows;
+  // Rows that belong to two sequences would be written twice, by whoever comes last. What lies beyond q is refused.
+  std::vector<std::array<int64_t, 3>> rows;  // batch, first token, end
   for (const ListedSequence& item : list) {
     const Sequence& s = item.sequence;
-    rows.emplace_back(s.batch * 4096 + s.token, s.queries + s.padding);
+    if (std::min({s.token, s.queries, s.padding}) >= 0 && std::max({s.token, s.queries, s.padding}) < (1 << 20))
+      rows.push_back({s.batch, s.token, s.token + s.queries + s.padding});
   }
   std::sort(rows.begin(), rows.end());
   for (size_t i = 1; i < rows.size(); i++)
-    if (rows[i].first < rows[i - 1].first + rows[i - 1].second) return 0;
+    if (rows[i][0] == rows[i - 1][0] && rows[i][1] < rows[i - 1][2]) return 0;
 
   check_call(
       input, tensors, options,
