@@ -75,6 +75,8 @@ struct Sequence {
   int64_t run_count;
 
   int64_t whole_queries;    // queries of all of the sequence, of which these are some; 0: these are all
+  int64_t whole_keys;       // keys of all of the sequence, the first of which is number 0; 0: none behind these
+  int64_t mask_query;       // mask row of its first query
   int64_t slot;             // where its raw states go, if they do
   const Subtree* subtrees;  // of `merge`, by ascending number
   int64_t subtree_count;

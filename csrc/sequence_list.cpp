@@ -49,10 +49,12 @@ bool SequenceList::add_sequence(const Sequence& s) {
   if (s.keys < 0 || s.keys > run_keys_) return refuse(Rule::keys, index, s.keys, run_keys_);
   if (s.origin < 0 || s.origin > max_tokens - s.keys) return refuse(Rule::origin, index, s.origin, max_tokens - s.keys);
   if (has_mask_ && s.queries > 0 &&
-      (s.mask_batch < 0 || s.mask_batch >= mask_.batch || s.queries > mask_.queries || s.mask_key < 0 ||
-       s.mask_key > mask_.keys || s.keys > mask_.keys - s.mask_key))
+      (s.mask_batch < 0 || s.mask_batch >= mask_.batch || s.mask_query < 0 || s.mask_query > mask_.queries ||
+       s.queries > mask_.queries - s.mask_query || s.mask_key < 0 || s.mask_key > mask_.keys ||
+       s.keys > mask_.keys - s.mask_key))
     return refuse(Rule::masked_sequence, index);
-  if (s.whole_queries < 0 || s.whole_queries > max_tokens) return refuse(Rule::sequence, index);
+  if (s.whole_queries < 0 || s.whole_queries > max_tokens || s.whole_keys < 0 || s.whole_keys > max_tokens)
+    return refuse(Rule::sequence, index);
   if (written_slots_ >= 0 && (s.slot < 0 || s.slot >= written_slots_))
     return refuse(Rule::slot, index, s.slot, written_slots_ - 1);
   sequences_.push_back(s);

@@ -3,9 +3,10 @@
     python llama.py                                        a small model with random weights
     python llama.py --layers 16 --hidden 2048 --heads 32 --kv-heads 8 --prompt-length 512
     python llama.py --folder Llama-3.2-1B --text "The sea"   config.json and *.safetensors as on the Hugging Face Hub
+    mpiexec -n 2 python -m mpi4py llama.py --sharded         each process keeps a share of the caches' tokens
 
 The first needs nothing but numpy and gqa; reading weights needs `pip install safetensors ml_dtypes`, and --text needs
-`pip install tokenizers`. Weights are computed with in float32.
+`pip install tokenizers`; --sharded needs `pip install mpi4py mpich`. Weights are computed with in float32.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import gqa
+import gqa.distributed
+
+Cache = gqa.KVCache | gqa.distributed.ShardedKVCache
 
 
 @dataclass(frozen=True)
@@ -91,14 +96,16 @@ class Llama:
             config.max_position_embeddings, config.head_dim, base=config.rope_theta, scaling=config.rope_scaling
         )
 
-    def new_caches(self, batch: int, capacity: int, dtype: str = "float32") -> list[gqa.KVCache]:
+    def new_caches(self, batch: int, capacity: int, dtype: str = "float32", comm: Any = None) -> list[Cache]:
+        """A cache for each layer; the ranks of `comm`, if given, share its tokens, and must all make the same calls."""
         c = self.config
+        kind = gqa.KVCache if comm is None else partial(gqa.distributed.ShardedKVCache, comm)
         return [
-            gqa.KVCache(batch, c.num_key_value_heads, capacity, c.head_dim, dtype=dtype, layout="bshd")
+            kind(batch, c.num_key_value_heads, capacity, c.head_dim, dtype=dtype, layout="bshd")
             for _ in range(c.num_hidden_layers)
         ]
 
-    def __call__(self, tokens: np.ndarray, caches: list[gqa.KVCache]) -> np.ndarray:
+    def __call__(self, tokens: np.ndarray, caches: list[Cache]) -> np.ndarray:
         """Append tokens (B, S) to the caches; returns their final hidden states (B, S, hidden_size)."""
         position = int(caches[0].lengths[0])  # of the first token, the same in all sequences
         x = self.weights["model.embed_tokens.weight"][tokens]
@@ -113,7 +120,7 @@ class Llama:
         """Scores of the next token, (..., hidden_size) to (..., vocab_size)."""
         return self.linear("model.embed_tokens" if self.config.tie_word_embeddings else "lm_head", hidden)
 
-    def attend(self, name: str, x: np.ndarray, cache: gqa.KVCache, position: int) -> np.ndarray:
+    def attend(self, name: str, x: np.ndarray, cache: Cache, position: int) -> np.ndarray:
         q, k, v = (
             self.linear(f"{name}.self_attn.{part}_proj", x).reshape(*x.shape[:2], -1, self.config.head_dim)
             for part in "qkv"
@@ -182,11 +189,12 @@ def sample(
 
 
 def generate(
-    model: Llama, prompt: np.ndarray, count: int, *, seed: int = 0, cache_dtype: str = "float32", **sampling: Any
-) -> Iterator[np.ndarray]:
+    model: Llama, prompt: np.ndarray, count: int, *, seed: int = 0, cache_dtype: str = "float32", comm: Any = None,
+    **sampling: Any,
+) -> Iterator[np.ndarray]:  # fmt: skip
     """Yield `count` tokens (B,), one after another, behind a prompt (B, S); `sampling` as for `sample`."""
     rng = np.random.default_rng(seed)
-    caches = model.new_caches(len(prompt), prompt.shape[1] + count, cache_dtype)
+    caches = model.new_caches(len(prompt), prompt.shape[1] + count, cache_dtype, comm)
     tokens = prompt
     for _ in range(count):
         hidden = model(tokens, caches)  # the whole prompt at first, then one token at a time
@@ -223,6 +231,7 @@ def main() -> None:
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache-dtype", default="float32", help="float32, float16, bfloat16 or int8")
+    parser.add_argument("--sharded", action="store_true", help="deal the caches out to the processes of mpiexec")
     args = parser.parse_args()
     if args.text is not None and args.folder is None:
         parser.error("--text needs --folder")
@@ -245,15 +254,23 @@ def main() -> None:
     else:
         prompt = np.random.default_rng(args.seed).integers(0, config.vocab_size, (1, args.prompt_length))
 
+    comm = None
+    if args.sharded:
+        from mpi4py import MPI
+
+        comm = MPI.COMM_WORLD
     sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
     tokens = generate(
-        Llama(config, weights), prompt, args.tokens, seed=args.seed, cache_dtype=args.cache_dtype, **sampling
+        Llama(config, weights), prompt, args.tokens, seed=args.seed, cache_dtype=args.cache_dtype, comm=comm, **sampling
     )
     generated = []
-    for token in with_progress(tokens, prompt.shape[1], args.tokens):
+    speaks = comm is None or comm.Get_rank() == 0  # every process computes the same
+    for token in with_progress(tokens, prompt.shape[1], args.tokens) if speaks else tokens:
         generated.append(int(token[0]))
         if generated[-1] in np.atleast_1d(config.eos_token_id):
             break
+    if not speaks:
+        return
     print(tokenizer.decode(generated) if tokenizer else " ".join(map(str, generated)))
 
 

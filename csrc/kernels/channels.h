@@ -70,7 +70,7 @@ template <class T> class ChannelsInLanes {
   void run(Interval keys, const States& states) {
     const int64_t lanes = buffers_.products.q.rows * w;
     for (int64_t i = 0; i < lanes; i++) buffers_.lane_maxima[i] = -infinity<T>, buffers_.lane_sums[i] = 0;
-    const Interval all = {attended_by_row(0).begin, attended_by_row(rows_ - 1).end};
+    const Interval all = attended_anywhere(a_, sequence_, query_of(0), query_of(rows_ - 1));
     KeyWalk walk(a_, sequence_, task_.kv_head);
     while (keys.begin < keys.end) {
       const int64_t next = walk.fill(block_, keys.begin, block_end(sequence_, keys.begin, keys.end, block_keys));
@@ -93,7 +93,6 @@ template <class T> class ChannelsInLanes {
 
   int64_t query_of(int r) const { return (task_.row_begin + min(r, rows_ - 1)) / group_; }
   int64_t head_of(int r) const { return task_.kv_head * group_ + (task_.row_begin + min(r, rows_ - 1)) % group_; }
-  Interval attended_by_row(int r) const { return attended(a_, sequence_, query_of(r)); }
 
   // Adds the block, whose first key is `begin`, to the group of R rows from r on.
   template <int R> void add(int64_t begin, int r, const States& states) const {

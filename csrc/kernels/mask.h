@@ -37,7 +37,7 @@ MaskCover mask_row(const Attention& a, const Sequence& sequence, int64_t head, i
                    T* bias) {
   const int64_t stride = a.mask_key_stride;
   const char* mask = a.mask + sequence.mask_batch * a.mask_strides.batch + head * a.mask_strides.head +
-                     query * a.mask_strides.token + (sequence.mask_key + key) * stride;
+                     (sequence.mask_query + query) * a.mask_strides.token + (sequence.mask_key + key) * stride;
   with_mask_type(a.mask_type, [&](auto s) {
     using S = decltype(s);
     if (stride == int64_t(sizeof(S)))  // the common case, which the compiler can vectorise

@@ -20,6 +20,12 @@ GQA_INLINE Interval attended(const Attention& a, const Sequence& sequence, int64
   return {max(0, position - a.left), max(0, min(sequence.keys, position + a.right + 1))};
 }
 
+// The same for the queries first to last, of all the keys that the sequence has, here or elsewhere.
+GQA_INLINE Interval attended_anywhere(const Attention& a, const Sequence& sequence, int64_t first, int64_t last) {
+  const int64_t keys = max(sequence.keys, sequence.whole_keys - sequence.origin);
+  return {max(-sequence.origin, sequence.offset + first - a.left), min(keys, sequence.offset + last + a.right + 1)};
+}
+
 enum class Cover { skip, whole, partial };
 
 // Keys of a block, counted from its first: some row attends each of [from, to), every row each of [all_from, all_to).

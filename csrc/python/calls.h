@@ -44,6 +44,6 @@ py::object compute(Call& call, const OptionReader& reader, PyObject* q);
 PyObject* attend_sequences(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* attend_states(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* merge_subtrees(PyObject*, PyObject* const* args, Py_ssize_t count);
-constexpr int sequence_columns = 10, state_sequence_columns = 11, run_columns = 4;  // of their tables
+constexpr int sequence_columns = 10, state_sequence_columns = 13, run_columns = 4;  // of their tables
 
 }  // namespace gqa

@@ -44,7 +44,7 @@ void add_stores(Call& call, Views& views, PyObject* stores, std::vector<Tensor>&
   }
 }
 
-// states: whether the rows of the table name slots, too.
+// states: whether the rows of the table have the columns slot, whole_keys and mask_query, too.
 void add_sequences(SequenceList& list, const Table& sequences, const Table& runs, bool states, int64_t whole_queries) {
   list.reserve(sequences.rows(), runs.rows());
   int64_t run = 0;
@@ -60,7 +60,10 @@ void add_sequences(SequenceList& list, const Table& sequences, const Table& runs
     sequence.origin = s[4], sequence.offset = s[5], sequence.keys = s[6];
     sequence.mask_batch = s[7], sequence.mask_key = s[8];
     sequence.whole_queries = whole_queries;
-    if (states) sequence.slot = s[sequence_columns];
+    if (states) {
+      const int64_t* const more = s + sequence_columns;
+      sequence.slot = more[0], sequence.whole_keys = more[1], sequence.mask_query = more[2];
+    }
     if (!list.add_sequence(sequence)) raise(list.refusal());
   }
 }
@@ -106,11 +109,12 @@ py::object attend_runs(PyObject* const* args, PyObject* states) {
   add_stores(call, views, args[1], tensors);
   if (!call.set_options(&mask_shape)) raise(call.refusal());
   TensorView states_view;
-  if (raw && !call.set_states(states_view = views.view(raw[0], "states", Role::floats))) raise(call.refusal());
+  if (raw) states_view = views.view(raw[0], "states", Role::floats);
+  if (states_view.given() && !call.set_states(states_view)) raise(call.refusal());
   add_sequences(call.sequences(mask_shape),
                 Table(tables[0], "sequences", raw ? state_sequence_columns : sequence_columns),
                 Table(tables[1], "runs", run_columns), raw != nullptr, whole_queries);
-  if (!raw) return compute(call, reader, args[0]);
+  if (!states_view.given()) return compute(call, reader, args[0]);
   without_gil([&] { call.run_to_states(); });
   return py::none();
 }
@@ -130,8 +134,8 @@ PyObject* attend_sequences(PyObject*, PyObject* const* args, Py_ssize_t count) {
 }
 
 // The same, but that rows are not ended: their raw states go to (states, whole_queries). states: (slots, heads of q,
-// queries, v_head_dim + 2), of the compute type; rows of sequences name a slot in one more column, have no padding, and
-// are some of the whole_queries of their sequence, or all of them if that is 0.
+// queries, v_head_dim + 2), of the compute type; rows of sequences have three more columns, slot, whole_keys and
+// mask_query, and no padding, and are some of the whole_queries of their sequence, or all of them if that is 0.
 PyObject* attend_states(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return guarded([&] {
     require_arguments("attend_states", count, 5);

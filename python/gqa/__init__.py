@@ -1,7 +1,7 @@
 """Grouped-query attention for NumPy at native speed.
 
-What `dir(gqa)` lists is public, and so are the modules `gqa.nn`, `gqa.onnx` and, for programs with those
-libraries, `gqa.jax`, `gqa.torch` and `gqa.transformers`; every other module is gqa's own.
+What `dir(gqa)` lists is public, and so are the modules `gqa.nn`, `gqa.onnx`, `gqa.distributed` and, for programs with
+those libraries, `gqa.jax`, `gqa.torch` and `gqa.transformers`; every other module is gqa's own.
 
 `SPLIT_KEYS` is the number of keys at whose multiples shards, and other pieces of a sequence's keys, should meet: there
 attention is cut and merged anyway, so that such pieces can be put together to the bits of the whole.
@@ -22,6 +22,7 @@ from gqa.states import merge_states
 from gqa.varlen import varlen_attention
 
 if TYPE_CHECKING:
+    from gqa import distributed as distributed
     from gqa import jax as jax
     from gqa import nn as nn
     from gqa import onnx as onnx
@@ -52,7 +53,7 @@ __all__ = [
 
 
 _ON_FIRST_USE = ("nn", "onnx")  # most programs need neither
-_ADAPTERS = ("jax", "torch", "transformers")  # not listed, as their libraries may not be there
+_ADAPTERS = ("distributed", "jax", "torch", "transformers")  # not listed, as their libraries may not be there
 
 if not TYPE_CHECKING:
 

@@ -12,6 +12,7 @@ of them does not depend on who has computed which.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from gqa import _core
@@ -19,9 +20,10 @@ from gqa.arguments import Array
 from gqa.options import Options
 from gqa.sequences import SEQUENCE_COLUMNS, Store, Table, named_stores
 
-# Of sequences: those of gqa.sequences, and a slot; of merges: batch, token, queries, padding, slot, number of subtrees;
-# of subtrees: the number of any of their pieces, and a slot.
-STATE_SEQUENCE_COLUMNS = SEQUENCE_COLUMNS + 1
+# Of sequences: those of gqa.sequences, a slot, how many keys all of the sequence has, and the mask row of the first
+# query; of merges: batch, token, queries, padding, slot, number of subtrees; of subtrees: the number of any of their
+# pieces, and a slot.
+STATE_SEQUENCE_COLUMNS = SEQUENCE_COLUMNS + 3
 MERGE_COLUMNS, SUBTREE_COLUMNS = 6, 2
 
 
@@ -30,16 +32,32 @@ def state_shape(slots: int, q_heads: int, queries: int, v_head_dim: int) -> tupl
     return slots, q_heads, queries, v_head_dim + 2
 
 
+def most_waiting(pieces: int) -> int:
+    """How many subtrees wait at once, at most, while so many pieces are added one after another."""
+    return pieces.bit_length() + 1
+
+
+def joins(numbers: list[int], upcoming: int) -> Iterator[int]:
+    """Merge what is complete once the next piece is `upcoming`: yields where in `numbers` two become one.
+
+    The rule is that of csrc/kernels/merge_tree.h: the smallest subtree with two pieces is as high as the first bit in
+    which their numbers differ.
+    """
+    while len(numbers) > 1 and numbers[-2] ^ numbers[-1] < numbers[-1] ^ upcoming:
+        yield len(numbers) - 2
+        numbers.pop()
+
+
 def attend_states(
-    q: Array, stores: list[Store], sequences: Table, runs: Table, options: Options, states: Array, *,
+    q: Array, stores: list[Store], sequences: Table, runs: Table, options: Options, states: Array | None = None, *,
     mask_shape: tuple[int, int, int] = (0, 0, 0), whole_queries: int = 0,
-) -> None:  # fmt: skip
-    """Put the states of the rows of each sequence, over its keys, in its slot of `states`.
+) -> Any:  # fmt: skip
+    """Put the states of the rows of each sequence, over its keys, in its slot of `states`; or, without those, end them.
 
     whole_queries: of how many queries of the sequence in the call that the result must equal, these are some, which
     decides the arithmetic; 0: those there are.
     """
-    _core.attend_states(q, named_stores(stores), (sequences, runs, mask_shape), options, (states, whole_queries))
+    return _core.attend_states(q, named_stores(stores), (sequences, runs, mask_shape), options, (states, whole_queries))
 
 
 def merge_subtrees(

@@ -32,7 +32,7 @@ def states_of(q, k, v, bounds, options, *, offset=None, whole_queries=0):
     queries, keys = q.shape[2], k.shape[2]
     offset = keys - queries if offset is None else offset
     sequences = [
-        (0, 0, queries, 0, first, offset - first, last - first, 0, first, 1, slot)
+        (0, 0, queries, 0, first, offset - first, last - first, 0, first, 1, slot, keys, 0)
         for slot, (first, last) in enumerate(bounds)
     ]
     runs = [(0, 0, first, last - first) for first, last in bounds]
@@ -149,7 +149,7 @@ def test_states_that_do_not_fit(bad):
     change, message = BAD_STATES[bad]
     q, k, v = problem(3, PIECE + 1)
     runs = [(0, 0, 0, PIECE), (0, 0, PIECE, 1)]
-    sequences = [(0, 0, 3, 0, first, PIECE - 2 - first, n, 0, 0, 1, i) for i, (_, _, first, n) in enumerate(runs)]
+    sequences = [(0, 0, 3, 0, first, PIECE - 2 - first, n, 0, 0, 1, i, 0, 0) for i, (_, _, first, n) in enumerate(runs)]
     states = np.zeros(state_shape(2, 4, 3, 8), np.float32)
     with pytest.raises((TypeError, ValueError), match=message):
         attend_states(

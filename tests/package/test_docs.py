@@ -12,6 +12,7 @@ import shlex
 import pytest
 
 import gqa
+import gqa.distributed
 import gqa.nn
 import gqa.onnx
 from repository import ROOT
@@ -24,7 +25,7 @@ PAGES = [
     "SECURITY.md",
     *(str(x.relative_to(ROOT)) for x in sorted((ROOT / "docs").rglob("*.md"))),
 ]
-PUBLIC = [(module, name) for module in (gqa, gqa.nn, gqa.onnx) for name in module.__all__]
+PUBLIC = [(module, name) for module in (gqa, gqa.distributed, gqa.nn, gqa.onnx) for name in module.__all__]
 for library in ("torch", "transformers"):
     if importlib.util.find_spec(library):
         adapter = importlib.import_module(f"gqa.{library}")
@@ -37,8 +38,8 @@ def libraries(code):
     """Of those that the tests do without, the ones that some code imports."""
     return [
         x
-        for line in re.findall(r"import gqa\..*", code)
-        for x in re.findall(r"\b(?<!\.)(jax|torch|transformers)", line)
+        for line in re.findall(r"import gqa\..*|from mpi4py.*", code)
+        for x in re.findall(r"\b(?<!\.)(jax|torch|transformers|mpi4py)", line)
     ]
 
 

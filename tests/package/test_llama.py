@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from repository import ROOT
+from thread_ranks import run_on_ranks
 
 PATH = ROOT / "examples" / "llama.py"
 
@@ -100,6 +101,14 @@ def test_command_line(monkeypatch, capsys, options):
     assert len(out.split()) == 12
     assert "prompt of 64 tokens" in err
     assert "12/12" in err
+
+
+def test_sharded_caches(llama, model):
+    """Two ranks, which are threads, generate the tokens of one."""
+    prompt = np.array([[5, 90, 7], [1, 2, 3]])
+    want = list(llama.generate(model, prompt, 10))
+    for got in run_on_ranks(2, lambda comm: list(llama.generate(model, prompt, 10, comm=comm))):
+        np.testing.assert_array_equal(got, want)
 
 
 def test_command_line_with_files(llama, model, monkeypatch, capsys, tmp_path):

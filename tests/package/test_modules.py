@@ -11,7 +11,7 @@ import pytest
 
 import gqa
 
-PUBLIC = ("gqa", "gqa.jax", "gqa.nn", "gqa.onnx", "gqa.torch", "gqa.transformers")
+PUBLIC = ("gqa", "gqa.distributed", "gqa.jax", "gqa.nn", "gqa.onnx", "gqa.torch", "gqa.transformers")
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(gqa.__path__, "gqa.") if not module.name.endswith("__main__")
 )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from gqa.caches.storage import copy_tokens, zeros
 from gqa.sequences import Store, Tensor, spans
 from gqa.shapes import LAYOUTS, Shape
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Slots:
@@ -35,7 +39,7 @@ class Slots:
         self.axes = LAYOUTS[layout]
         self.token_axis = self.axes.index("tokens")
         keys, values = (
-            zeros("capacity", capacity, self._shape(batch, capacity, head_dim), dtype) for head_dim in head_dims
+            zeros("capacity", capacity, self._shape(batch, self._room(), head_dim), dtype) for head_dim in head_dims
         )
         self.store: Store = (keys, values)
         self.lengths = [0] * batch
@@ -53,6 +57,12 @@ class Slots:
 
     def truncate(self, lengths: list[int]) -> None:
         """Forget the tokens of each sequence from lengths[b] on; a ring must hold what the next token attends."""
+        self.check_truncation(lengths)
+        self.lengths = lengths
+        self.oldest = list(map(min, self.oldest, lengths))
+
+    def check_truncation(self, lengths: list[int]) -> None:
+        """ValueError unless `truncate` can keep so many tokens."""
         for b, (n, length, oldest) in enumerate(zip(lengths, self.lengths, self.oldest)):
             if not 0 <= n <= length:
                 raise ValueError(f"lengths[{b}] is {n}, expected 0 to {length}, the tokens of the sequence")
@@ -62,22 +72,33 @@ class Slots:
                     f"lengths[{b}] is {n}, but the next token attends those from {first} on, of which the ring has "
                     f"dropped those before {oldest}"
                 )
-        self.lengths = lengths
-        self.oldest = list(map(min, self.oldest, lengths))
 
-    def copy(self, rows: Sequence[int], capacity: int) -> Slots:
+    def places(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """Where tokens [first, last) of any sequence are: (token, slot, count) of consecutive ones."""
+        for token, count in spans(first, last, self.capacity):
+            yield token, token % self.capacity, count
+
+    def copy(self, rows: Sequence[int], capacity: int) -> Self:
         """The sequences `rows` in slots of their own, with another capacity."""
-        other = Slots(len(rows), self.kv_heads, capacity, self.head_dims, self.dtype, self.layout, self.window)
+        other = self._empty(len(rows), capacity)
         other.lengths = [self.lengths[b] for b in rows]
         other.oldest = [max(self.oldest[b], self.lengths[b] - capacity) for b in rows]
         moves = [
-            (i, p % capacity, b, p % self.capacity, n)
+            (i, slot + p - first, b, other_slot, n)
             for i, b in enumerate(rows)
-            for first, count in spans(other.oldest[i], other.lengths[i], capacity)
-            for p, n in spans(first, first + count, self.capacity)
+            for first, slot, count in other.places(other.oldest[i], other.lengths[i])
+            for p, other_slot, n in self.places(first, first + count)
         ]
         copy_tokens(other.store, self.store, moves, self.layout)
         return other
+
+    def _room(self) -> int:
+        """Slots of each sequence."""
+        return self.capacity
+
+    def _empty(self, batch: int, capacity: int) -> Self:
+        """Others of the same kind, without tokens."""
+        return type(self)(batch, self.kv_heads, capacity, self.head_dims, self.dtype, self.layout, self.window)
 
     def _shape(self, batch: int, tokens: int, head_dim: int) -> Shape:
         """The shape of a tensor of so many tokens, in the layout."""
