@@ -51,18 +51,21 @@ print(bits == [result.tobytes() for result in calls(1)])
     assert done == "True"
 
 
-@pytest.mark.skipif(not gqa.info()["openmp"], reason="a build without OpenMP is serial")
 @pytest.mark.parametrize("isa", gqa.info()["isas"])
-def test_threads_of_openmp_with_small_stacks(isa):
+def test_threads_of_the_pool_with_small_stacks(isa):
     """They run the kernels and nothing else."""
     done = output_of(
         f"""{CALLS}
+import ctypes
+libc, attributes = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+assert libc.pthread_attr_init(attributes) == 0
+assert libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(64 * 1024)) == 0
+assert libc.pthread_setattr_default_np(attributes) == 0
 bits = [result.tobytes() for result in calls(3)]
 rng = np.random.default_rng(0)
 print(bits == [result.tobytes() for result in calls(1)])
 """,
         GQA_ISA=isa,
-        OMP_STACKSIZE="64k",
     )
     assert done == "True"
 
