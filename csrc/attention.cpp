@@ -111,7 +111,8 @@ class Driver {
   TaskShape shape_of(const Cut& cut) const {
     int64_t splits = std::min(cut.splits_per_part, cut.work.last_split() - cut.work.first_split());
     if (merging_) splits = span_of(a_.sequences[cut.sequence]).count();
-    return {std::min(cut.rows_per_unit, cut.work.rows), a_.head_dim, a_.v_head_dim, splits, cut.work.in_lanes()};
+    return {std::min(cut.rows_per_unit, cut.work.rows), a_.head_dim, a_.v_head_dim, splits, cut.work.in_lanes(),
+            a_.program ? a_.program->plan : nullptr};
   }
 
   void run_task(const Place& place, void* workspace, std::vector<std::atomic<int64_t>>& done) {
@@ -131,6 +132,7 @@ class Driver {
       task.split_begin = subtrees.first, task.split_end = subtrees.last;
       return kernels_.merge_subtrees(a_, task, workspace);
     }
+    if (a_.program) task.covers.otherwise = a_.program->plan->has[output_mask] ? all_partial : all_visible;
     if (!cut.in_parts()) return kernels_.attend(a_, task, workspace);
 
     const size_t bytes = aligned(kernels_.partial_bytes(shape_of(cut)));

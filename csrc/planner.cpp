@@ -42,7 +42,7 @@ Planned::Planned(const ScoreProgram& program, bool one_head) : program_(program)
     for (int o = 0; o < outputs; o++)
       if (goal >> o & 1) kept[size_t(program.result(Output(o)))] = true;
     int32_t registers = 1;  // 0 is the scores
-    StepList& full = plan_.full[goal] = list(order, Rate::full, kept, goal & bit(output_score), registers);
+    StepList& full = plan_.full[goal] = list(order, Rate::full, kept, goal & goal_score, registers);
     for (int o = 0; o < outputs; o++)
       if (goal >> o & 1) full.results[o] = at_[size_t(program.result(Output(o)))];
     plan_.registers = std::max(plan_.registers, registers - 1);

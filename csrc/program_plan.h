@@ -40,7 +40,7 @@ struct Step {
 // What a program may give for each score: the new score, whether it is attended, the derivative of the new one with
 // respect to the old.
 enum Output { output_score, output_mask, output_slope, outputs };
-constexpr int bit(Output output) { return 1 << output; }
+enum Goal { goal_score = 1 << output_score, goal_mask = 1 << output_mask, goal_slope = 1 << output_slope };
 
 // Computes the outputs of its goal, a set of bits; results[o] is where output o lies then.
 struct StepList {

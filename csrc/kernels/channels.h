@@ -41,7 +41,8 @@ template <class T> class ChannelsInLanes {
           s(scratch.take<T>(block_keys * max_group + w)),
           bias(scratch.take<T>(block_keys * max_group + w)),
           zeros(scratch.take<char>(zeros_bytes)),
-          block(scratch.take<KeyBlock>(1)) {}
+          block(scratch.take<KeyBlock>(1)),
+          program(shape.program, 1, 1, 1, block_keys * max_group / w + 1, scratch) {}
 
     const typename Products<T>::Buffers products;
     const int64_t zeros_bytes;
@@ -49,6 +50,7 @@ template <class T> class ChannelsInLanes {
     T *const s, *const bias;                 // [step][lane]
     char* const zeros;                       // what a stream reads that has ended
     KeyBlock* const block;
+    const ProgramMemory<T> program;
   };
 
   ChannelsInLanes(const Attention& a, const Task& task, const Buffers& buffers)
@@ -59,7 +61,8 @@ template <class T> class ChannelsInLanes {
         rows_(int(task.row_end - task.row_begin)),
         buffers_(buffers),
         block_(*buffers.block),
-        products_(a, buffers.products) {}
+        products_(a, buffers.products),
+        program_(a, *task.sequence, task.kv_head, buffers.program) {}
 
   void load_queries() {
     memset(buffers_.zeros, 0, size_t(buffers_.zeros_bytes));
@@ -73,7 +76,12 @@ template <class T> class ChannelsInLanes {
     const Interval all = attended_anywhere(a_, sequence_, query_of(0), query_of(rows_ - 1));
     KeyWalk walk(a_, sequence_, task_.kv_head);
     while (keys.begin < keys.end) {
-      const int64_t next = walk.fill(block_, keys.begin, block_end(sequence_, keys.begin, keys.end, block_keys));
+      const int64_t end = block_end(sequence_, keys.begin, keys.end, block_keys);
+      if (hides(task_.covers, block_number(sequence_, keys.begin, block_keys))) {  // from all rows: not read at all
+        keys.begin = end;
+        continue;
+      }
+      const int64_t next = walk.fill(block_, keys.begin, end);
       products_.prepare_block(block_, all);
       for (int r = 0; r < rows_; r += group_at(r)) {
         if (rows_ - r > 2) add<max_group>(keys.begin, r, states);
@@ -96,7 +104,13 @@ template <class T> class ChannelsInLanes {
 
   // Adds the block, whose first key is `begin`, to the group of R rows from r on.
   template <int R> void add(int64_t begin, int r, const States& states) const {
-    const BlockRange range = block_range(a_, sequence_, query_of(r), query_of(r + R - 1), begin, block_.count);
+    BlockRange range = block_range(a_, sequence_, query_of(r), query_of(r + R - 1), begin, block_.count);
+    CoverRange shown{};
+    if (a_.program) {
+      shown = cover_range(cover_of(task_.covers, r / max_group, block_number(sequence_, begin, block_keys)),
+                          channels_part_of<T>, within_block(sequence_, begin, block_keys), block_.count);
+      range.from = int(max(range.from, shown.from)), range.to = int(min(range.to, shown.to));
+    }
     if (range.cover() == Cover::skip) return;
     const int from = range.from, n = range.to - from;
     const Streams<streams<T, R>> keys(n);
@@ -104,27 +118,36 @@ template <class T> class ChannelsInLanes {
     if (cover == Cover::skip) return;
 
     const bool edges = range.cover() == Cover::partial, masked = cover == Cover::partial;
-    const ScoreBlock<T, 1, StreamCoordinates<T, R>> scores{buffers_.s,
-                                                           keys.steps,
-                                                           w,
-                                                           {task_.row_begin + r, task_.row_end - 1, keys},
-                                                           begin + from,
-                                                           masked ? buffers_.bias : nullptr,
-                                                           edges || n % streams<T, R> != 0,
-                                                           {keys.steps, keys.steps}};
+    ScoreBlock<T, 1, StreamCoordinates<T, R>> scores{buffers_.s,
+                                                     keys.steps,
+                                                     w,
+                                                     {task_.row_begin + r, task_.row_end - 1, keys},
+                                                     begin + from,
+                                                     masked ? buffers_.bias : nullptr,
+                                                     edges || n % streams<T, R> != 0,
+                                                     {keys.steps, keys.steps},
+                                                     nullptr};
+    const bool hides = a_.program && (from < shown.whole_from || range.to > shown.whole_to);
+    const BlockProgram<T> program{
+        &program_, buffers_.program.rows, buffers_.program.keys, 0, changes_scores(a_.program), hides, {0, 0}};
+    if (program.scores || hides) {
+      program_.template load_rows<1>(scores.coordinates, buffers_.program.rows);
+      program_.load_keys(scores.coordinates, begin + from, keys.steps, buffers_.program.keys);
+      scores.program = &program;
+    }
     {
       const StreamRows<streams<T, R>> k(keys, block_.k + from, buffers_.zeros);
       products_.template scores<R>(r, block_, from, keys, k, buffers_.s);
     }
     Vec<T> top[1], alpha[1];
-    scores.apply(a_, sequence_, group_, top);
+    const bool hidden = scores.apply(a_, sequence_, group_, top);
     top[0] = fold<T, R>(top[0], [](Vec<T> x, Vec<T> y) { return max(x, y); });
     scores.weights(top, buffers_.lane_maxima + r * w, buffers_.lane_sums + r * w, alpha);
 
     T* const o = states.o + r * states.stride;
     for (int i = 0; i < R; i++)
       for (T* x = o + i * states.stride; x < o + (i + 1) * states.stride; x += w) store(x, load(x) * alpha[0][i]);
-    const bool select = (edges || masked) && !values_are_finite<T>(block_, int(a_.v_head_dim));
+    const bool select = (edges || masked || hidden) && !values_are_finite<T>(block_, int(a_.v_head_dim));
     const StreamRows<streams<T, R>> v(keys, block_.v + from, buffers_.zeros);
     products_.template accumulate<R>(block_, from, keys, v, select, buffers_.s, o, states.stride);
   }
@@ -161,6 +184,7 @@ template <class T> class ChannelsInLanes {
   const Buffers& buffers_;
   KeyBlock& block_;
   Products<T> products_;
+  const ProgramRunner<T> program_;
 };
 
 }  // namespace

@@ -15,8 +15,8 @@ namespace GQA_ISA {
 namespace {
 
 TaskShape shape_of(const Attention& a, const Task& task) {
-  return {task.row_end - task.row_begin, a.head_dim, a.v_head_dim, task.split_end - task.split_begin,
-          task.rows_in_lanes};
+  return {task.row_end - task.row_begin,     a.head_dim,         a.v_head_dim,
+          task.split_end - task.split_begin, task.rows_in_lanes, a.program ? a.program->plan : nullptr};
 }
 
 // The keys that some row of a task attends.
@@ -148,8 +148,15 @@ template <class T> void merge_subtrees(const Attention& a, const Task& task, voi
 }
 
 template <class T>
-constexpr KernelsOf kernels_of = {tile_lanes<T>, workspace_bytes<T>, partial_bytes<T>, attend<T>,
-                                  merge<T>,      merge_subtrees<T>,  rotate<T>};
+constexpr KernelsOf kernels_of = {tile_lanes<T>,
+                                  {max_rows_at_once<T>, channels_block_of<T>, channels_part_of<T>},
+                                  {tile_lanes<T>, rows_block, rows_part},
+                                  workspace_bytes<T>,
+                                  partial_bytes<T>,
+                                  attend<T>,
+                                  merge<T>,
+                                  merge_subtrees<T>,
+                                  rotate<T>};
 
 }  // namespace
 

@@ -4,11 +4,31 @@
 #pragma once
 
 #include "../attention.h"
+#include "../program_plan.h"
 #include "../quantization.h"
 #include "../rotary.h"
 #include "../states.h"
 
 namespace gqa {
+
+// Which keys a program's mask leaves to a tile of rows, or to a group of few, in a block of keys at a multiple of the
+// grid's: a bit for each `part_keys` of them. visible: some row may attend one of these; partial: some row may not.
+struct KeyCover {
+  uint16_t visible, partial;
+};
+constexpr KeyCover all_visible{0xffff, 0}, all_partial{0xffff, 0xffff};
+
+struct CoverGrid {
+  int64_t rows, block_keys, part_keys;
+};
+
+// Of the tiles of a task, at[tile][block]; any[block] has what is visible to some tile. Blocks are counted from
+// first_block, by absolute key numbers.
+struct Covers {
+  const KeyCover *any, *at;  // null: `otherwise` everywhere
+  int64_t first_block, blocks;
+  KeyCover otherwise;
+};
 
 // Row r of a KV head is query r / group of query head kv_head * group + r % group: the rows that share its keys.
 // A task is rows [row_begin, row_end) of one sequence and KV head, over the keys of splits [split_begin, split_end).
@@ -19,6 +39,7 @@ struct Task {
   int64_t row_begin, row_end;
   int64_t split_begin, split_end, split_keys;
   bool rows_in_lanes;
+  Covers covers;
   bool (*given_up)();  // asked before each split: the task's result will not be read
   void* partial;       // where the states of its splits go, merged; null: the task ends its rows in the output
 };
@@ -28,11 +49,13 @@ struct TaskShape {
   int64_t rows, head_dim, v_head_dim;
   int64_t splits;
   bool rows_in_lanes;
+  const ProgramPlan* program;
 };
 
 // One arithmetic.
 struct KernelsOf {
-  int64_t tile_rows;  // rows of a register tile: tasks with rows in lanes start at its multiples
+  int64_t tile_rows;              // rows of a register tile: tasks with rows in lanes start at its multiples
+  CoverGrid few_rows, many_rows;  // of Covers
   size_t (*workspace_bytes)(const TaskShape&);
   size_t (*partial_bytes)(const TaskShape&);
   void (*attend)(const Attention&, const Task&, void* workspace);

@@ -18,6 +18,10 @@ GQA_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 GQA_INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Keys that have a bit of a KeyCover.
+constexpr int rows_part = 12;
+template <class T> constexpr int channels_part_of = channels_block_of<T> / 12 / 16 * 16;
+
 template <class T> constexpr DType type_of = sizeof(T) == 8 ? DType::f64 : DType::f32;
 
 // Calls f with a value of the element type: of q and out; of k and v.
@@ -44,6 +48,14 @@ struct KeyBlock {
 // Where the block ends that key `begin` of a sequence is in: before key `end`, or where the next multiple of `size` is.
 GQA_INLINE int64_t block_end(const Sequence& sequence, int64_t begin, int64_t end, int size) {
   return min(end, ((sequence.origin + begin) / size + 1) * size - sequence.origin);
+}
+
+// The number of the block that key `begin` is in, and how many keys of it come before that.
+GQA_INLINE int64_t block_number(const Sequence& sequence, int64_t begin, int size) {
+  return (sequence.origin + begin) / size;
+}
+GQA_INLINE int within_block(const Sequence& sequence, int64_t begin, int size) {
+  return int((sequence.origin + begin) % size);
 }
 
 // Walks the keys of one sequence and KV head in order.

@@ -18,7 +18,8 @@ template <class T> constexpr T log2e = T(1.4426950408889634);
 template <class T> constexpr T ln2 = T(0.6931471805599453);
 
 // Whether a function of the score stands between the product and the softmax.
-GQA_INLINE bool in_natural_units(const Attention& a) { return a.softcap > 0; }
+GQA_INLINE bool changes_scores(const BoundProgram* program) { return program && program->plan->has[output_score]; }
+GQA_INLINE bool in_natural_units(const Attention& a) { return a.softcap > 0 || changes_scores(a.program); }
 
 // What q is multiplied with when it is loaded.
 template <class T> GQA_INLINE T query_scale(const Attention& a) {
@@ -32,6 +33,11 @@ template <class T, class Wide> GQA_INLINE T to_base2(Wide x) {
   if (y < -largest<T>) return x >= -largest<Wide> ? -largest<T> : T(x);
   if (y > largest<T>) return x <= largest<Wide> ? largest<T> : T(x);
   return T(y);
+}
+template <class T> GQA_INLINE Vec<T> to_base2_lanes(Vec<T> x) {
+  const Vec<T> y = x * log2e<T>, low = y < -largest<T> ? splat(-largest<T>) : y;
+  const Vec<T> clamped = low > largest<T> ? splat(largest<T>) : low;
+  return bits<Vec<Int<T>>>(x >= -largest<T>) & bits<Vec<Int<T>>>(x <= largest<T>) ? clamped : x;
 }
 template <class T> GQA_INLINE T to_natural(T x) { return x * ln2<T>; }
 

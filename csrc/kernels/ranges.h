@@ -45,6 +45,31 @@ GQA_INLINE BlockRange block_range(const Attention& a, const Sequence& sequence, 
   return {within(low.begin), within(high.end), within(high.begin), within(low.end)};
 }
 
+GQA_INLINE KeyCover cover_of(const Covers& covers, int64_t tile, int64_t block) {
+  return covers.at ? covers.at[tile * covers.blocks + block - covers.first_block] : covers.otherwise;
+}
+// Whether a block is hidden from all tiles.
+GQA_INLINE bool hides(const Covers& covers, int64_t block) {
+  return covers.any && covers.any[block - covers.first_block].visible == 0;
+}
+
+// What a KeyCover leaves of a block's keys [0, count), the first of which is `skipped` keys past its multiple: some row
+// may attend each of [from, to), and the mask hides none of [whole_from, whole_to) from any.
+struct CoverRange {
+  int from, to, whole_from, whole_to;
+};
+GQA_INLINE CoverRange cover_range(KeyCover cover, int part_keys, int skipped, int count) {
+  if (cover.visible == 0) return {0, 0, 0, 0};
+  const auto key = [=](int part) { return int(max(0, min(part * part_keys - skipped, count))); };
+  const int first = __builtin_ctz(cover.visible), end = 32 - __builtin_clz(cover.visible);
+  const unsigned whole = cover.visible & ~unsigned(cover.partial);
+  const int whole_first = whole ? __builtin_ctz(whole) : end,
+            parts = whole ? __builtin_ctz(~(whole >> whole_first)) : 0;
+  // Bits past the block's last part are set where all of it is.
+  const bool open = cover.visible >> 15, whole_open = whole_first + parts == 16;
+  return {key(first), open ? count : key(end), key(whole_first), whole_open ? count : key(whole_first + parts)};
+}
+
 }  // namespace
 }  // namespace GQA_ISA
 }  // namespace gqa

@@ -13,8 +13,10 @@ namespace {
 // A block of keys: row addresses, and panels once it was packed.
 template <class T> struct PanelBlock {
   KeyBlock keys;
-  int64_t begin;  // index of its first key
+  int64_t begin;   // index of its first key
+  int64_t number;  // of its multiple of keys
   T *k, *v;
+  T* program_keys;  // values of a program
   bool k_packed, v_packed;
   bool finite_known, finite;  // finite: every value is
 };
@@ -25,6 +27,8 @@ template <class T> struct RowTile {
   LaneStates<T> states;  // o is undefined until `started`
   LaneRows rows;
   bool started;
+  int64_t number;   // among the task's tiles
+  T* program_rows;  // values of a program
 };
 
 template <class T> class RowTileLoop {
@@ -32,21 +36,35 @@ template <class T> class RowTileLoop {
   static constexpr int lanes = tile_lanes<T>, w = width<T>;
 
   // s and bias: scratch of score_rows * lanes each.
-  RowTileLoop(const Attention& a, const Task& task, T* s, T* bias)
+  RowTileLoop(const Attention& a, const Task& task, T* s, T* bias, const ProgramMemory<T>& program)
       : a_(a),
+        task_(task),
         head_(a, *task.sequence, task.kv_head),
         head_dim_(int(a.head_dim)),
         v_head_dim_(int(a.v_head_dim)),
         s_(s),
-        bias_(bias) {}
+        bias_(bias),
+        program_(a, *task.sequence, task.kv_head, program) {}
 
-  // Q^T, scaled; rows past the last repeat it.
+  // Q^T, scaled; rows past the last repeat it. And what a program has of rows.
   void load_queries(const RowTile<T>& tile) const {
+    if (a_.program) {
+      const TileCoordinates coordinates{tile.rows.first, tile.rows.last(), 0};
+      if (tile.rows.count > w) program_.template load_rows<2>(coordinates, tile.program_rows);
+      else program_.template load_rows<1>(coordinates, tile.program_rows);
+    }
     const char* rows[lanes];
     for (int r = 0; r < lanes; r++) rows[r] = head_.at(a_.q, a_.q_strides, tile.rows.row(r));
     with_float_type(a_.q_type, [&](auto s) {
       transpose_rows<T, decltype(s)>(rows, tile.rows.count > w ? 2 : 1, head_dim_, query_scale<T>(a_), tile.q);
     });
+  }
+
+  // What a program has of the block's keys.
+  void load_program_keys(const PanelBlock<T>& block) const {
+    if (!a_.program) return;
+    const TileCoordinates coordinates{0, 0, block.keys.count};
+    program_.load_keys(coordinates, block.begin, block.keys.count, block.program_keys);
   }
 
   void add(RowTile<T>& tile, PanelBlock<T>& block) const {
@@ -73,17 +91,31 @@ template <class T> class RowTileLoop {
 
  private:
   template <int N> void add_block(RowTile<T>& tile, PanelBlock<T>& block) const {
-    const TileRange range = tile_range(head_, tile.rows, block.begin, block.keys.count, bias_);
+    const KeyCover cover = a_.program ? cover_of(task_.covers, tile.number, block.number) : all_visible;
+    const TileRange range = tile_range(head_, tile.rows, block.begin, block.keys.count, bias_, cover);
     if (range.skip()) return;
-    const auto scores = score_block<N>(tile.rows, range, block.begin, s_, bias_);
+    auto scores = score_block<N>(tile.rows, range, block.begin, s_, bias_);
+    const BlockProgram<T> program = block_program(tile, block, range);
+    if (program.scores || program.hides) scores.program = &program;
     Vec<T> top[N], alpha[N];
     multiply_keys<N>(tile, block, range.from, range.to, top);
-    if (!range.whole() || in_natural_units(a_) || range.to % tile_height != 0)
-      scores.apply(a_, head_.sequence, head_.group, top);
+    bool hidden = !range.whole();
+    if (hidden || in_natural_units(a_) || range.to % tile_height != 0)
+      hidden |= scores.apply(a_, head_.sequence, head_.group, top);
     scores.weights(top, tile.states.m, tile.states.l, alpha);
-    if (!range.whole() && !all_finite(block)) add_values<N, true>(tile, block, range.from, range.keys(), alpha);
+    if (hidden && !all_finite(block)) add_values<N, true>(tile, block, range.from, range.keys(), alpha);
     else add_values<N, false>(tile, block, range.from, range.keys(), alpha);
     tile.started = true;
+  }
+
+  BlockProgram<T> block_program(const RowTile<T>& tile, const PanelBlock<T>& block, const TileRange& range) const {
+    return {&program_,
+            tile.program_rows,
+            block.program_keys,
+            range.from,
+            changes_scores(a_.program),
+            range.hides(),
+            {range.shown_from - range.from, range.shown_to - range.from}};
   }
 
   // S^T of keys [from, to), and the largest score of each lane among whole panels.
@@ -138,9 +170,11 @@ template <class T> class RowTileLoop {
   }
 
   const Attention& a_;
+  const Task& task_;
   const HeadRows head_;
   const int head_dim_, v_head_dim_;
   T *const s_, *const bias_;
+  const ProgramRunner<T> program_;
 };
 
 }  // namespace

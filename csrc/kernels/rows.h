@@ -30,8 +30,9 @@ template <class T> class RowsInLanes {
           bias(scratch.take<T>(score_rows * lanes)),
           blocks(scratch.take<PanelBlock<T>>(resident_blocks)),
           k(scratch.take<T>(resident_blocks * key_panels_size<T>(shape.head_dim))),
-          v(scratch.take<T>(resident_blocks * value_panels_size<T>(shape.v_head_dim))) {
-      const TaskShape tile{lanes, shape.head_dim, shape.v_head_dim, 1, true};
+          v(scratch.take<T>(resident_blocks * value_panels_size<T>(shape.v_head_dim))),
+          program(shape.program, LaneStates<T>::tiles_of(shape), tile_vectors, resident_blocks, rows_block, scratch) {
+      const TaskShape tile{lanes, shape.head_dim, shape.v_head_dim, 1, true, nullptr};
       one_tile = LaneStates<T>::at(scratch.take<char>(int64_t(LaneStates<T>::bytes(tile))), tile);
       rows = RowStates<T>::at(scratch.take<char>(int64_t(RowStates<T>::bytes(tile))), tile);
     }
@@ -40,7 +41,8 @@ template <class T> class RowsInLanes {
     bool* const started;  // [tile]
     T *const s, *const bias;
     PanelBlock<T>* const blocks;
-    T *const k, *const v;    // the panels of the blocks
+    T *const k, *const v;  // the panels of the blocks
+    const ProgramMemory<T> program;
     LaneStates<T> one_tile;  // where tiles are outermost
     RowStates<T> rows;       // a tile on its way to the output
   };
@@ -50,7 +52,7 @@ template <class T> class RowsInLanes {
         task_(task),
         tiles_(ceil_div(task.row_end - task.row_begin, lanes)),
         buffers_(buffers),
-        loop_(a, task, buffers.s, buffers.bias) {}
+        loop_(a, task, buffers.s, buffers.bias, buffers.program) {}
 
   // Tiles outermost, if that suits so few keys, of one split: attends them, ends all rows and returns true.
   bool attend_at_once(Interval keys) const {
@@ -60,7 +62,8 @@ template <class T> class RowsInLanes {
       return false;
     KeyWalk walk(a_, *task_.sequence, task_.kv_head);
     int opened = 0;
-    while (keys.begin < keys.end && opened < resident_blocks) keys.begin = open(walk, opened++, keys);
+    for (keys = visible(keys); keys.begin < keys.end && opened < resident_blocks; keys = visible(keys))
+      keys.begin = open(walk, opened++, keys);
     if (keys.begin < keys.end) return false;  // types change within a block
     for (int64_t t = 0; t < tiles_; t++) {
       RowTile<T> tile = tile_at(t, buffers_.q, buffers_.one_tile);
@@ -80,7 +83,7 @@ template <class T> class RowsInLanes {
   void run(Interval keys, const States& states) const {
     for (int64_t t = 0; t < tiles_; t++) buffers_.started[t] = false;
     KeyWalk walk(a_, *task_.sequence, task_.kv_head);
-    while (keys.begin < keys.end) {
+    for (keys = visible(keys); keys.begin < keys.end; keys = visible(keys)) {
       keys.begin = open(walk, 0, keys);
       for (int64_t t = 0; t < tiles_; t++) {
         RowTile<T> tile = tile_at(t, queries_of(t), states.tile(t));
@@ -96,11 +99,19 @@ template <class T> class RowsInLanes {
   }
 
  private:
+  // Without the blocks at their beginning that a program hides from all tiles, which are not read at all.
+  Interval visible(Interval keys) const {
+    const Sequence& sequence = *task_.sequence;
+    while (keys.begin < keys.end && hides(task_.covers, block_number(sequence, keys.begin, rows_block)))
+      keys.begin = block_end(sequence, keys.begin, keys.end, rows_block);
+    return keys;
+  }
+
   T* queries_of(int64_t t) const { return buffers_.q + t * a_.head_dim * lanes; }
 
   RowTile<T> tile_at(int64_t t, T* q, const LaneStates<T>& states) const {
     const int64_t first = task_.row_begin + t * lanes;
-    return {q, states, {first, int(min(lanes, task_.row_end - first))}, false};
+    return {q, states, {first, int(min(lanes, task_.row_end - first))}, false, t, buffers_.program.rows_of(t)};
   }
 
   void write_tile(const RowTile<T>& tile) const {
@@ -114,6 +125,8 @@ template <class T> class RowsInLanes {
     const int64_t stop =
         walk.fill(block.keys, keys.begin, block_end(*task_.sequence, keys.begin, keys.end, rows_block));
     block.begin = keys.begin;
+    block.number = block_number(*task_.sequence, keys.begin, rows_block);
+    block.program_keys = buffers_.program.keys_of(index);
     block.k = buffers_.k + index * key_panels_size<T>(a_.head_dim);
     block.v = buffers_.v + index * value_panels_size<T>(a_.v_head_dim);
     block.k_packed = block.keys.k_type != type_of<T> || worth_packing(block.keys.k, block.keys.count);
@@ -121,6 +134,7 @@ template <class T> class RowsInLanes {
     if (block.k_packed) pack_keys(block.keys, int(a_.head_dim), block.k);
     if (block.v_packed) block.finite = pack_values(block.keys, int(a_.v_head_dim), block.v);
     block.finite_known = block.v_packed;
+    loop_.load_program_keys(block);
     return stop;
   }
 

@@ -2,11 +2,12 @@
 //
 // Scores lie as s[step][lane]. A lane belongs to one row of Q; which row, and which key a step is for it, the
 // coordinates tell, since the two loops deal rows and keys to lanes in different ways. `apply` is the one place where
-// scores are changed: soft cap, mask, the edges of lengths, causal and windows.
+// scores are changed: soft cap, a program, mask, the edges of lengths, causal and windows.
 // Online softmax: Milakov and Gimelshein 2018, arXiv:1805.02867.
 #pragma once
 
 #include "mask.h"
+#include "program.h"
 
 namespace gqa {
 namespace GQA_ISA {
@@ -23,6 +24,15 @@ struct TileCoordinates {
   int end_key(int, int) const { return keys; }
 };
 
+// What a program does to a block of scores.
+template <class T> struct BlockProgram {
+  const ProgramRunner<T>* runner;
+  const T *rows, *keys;  // values of the lanes' rows, and of the keys
+  int first_key;         // the step of `keys` that is step 0 of the scores
+  bool scores, hides;    // changes scores; hides some
+  int whole[2];          // hides: nothing in the steps [0] to [1]
+};
+
 // N vectors of lanes, `stride` elements from one step to the next. Coordinates have
 //   phases: step t is of phase t % phases; in each, lane l goes on from key to key, first_key(phase, l) on
 //   end_key(phase, l): where its keys end; keys are counted from `begin`
@@ -37,13 +47,18 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
   const T* bias;  // lies as s does; null: none. -infinity masks whatever the score is
   bool edges;     // some row does not attend some key, or a lane's keys end early
   int whole[2];   // edges: the steps [0] to [1] need no masking
+  const BlockProgram<T>* program = nullptr;
 
-  // Everything that happens to scores; `top` is the maximum of each lane then.
-  GQA_INLINE void apply(const Attention& a, const Sequence& sequence, int64_t group, Vec<T> (&top)[N]) const {
-    if (a.softcap > 0) soft_cap(T(a.softcap));
-    if (bias) add_bias();
+  // Everything that happens to scores; `top` is the maximum of each lane then. Returns whether the program made some of
+  // them -infinity.
+  GQA_INLINE bool apply(const Attention& a, const Sequence& sequence, int64_t group, Vec<T> (&top)[N]) const {
+    bool hidden = false;
+    if (a.softcap > 0) soft_cap(T(a.softcap), changes_scores(a.program) ? T(1) : log2e<T>);
+    if (program) hidden = run_program();
+    else if (bias) add_bias();
     if (edges) mask_edges(a, sequence, group);
     maximum(top);
+    return hidden;
   }
 
   // Turns scores into weights 2^(s - m), where m = max(m, top), and rescales the sum l; alpha is the rescaling factor.
@@ -75,20 +90,69 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
     for (int t = from; t < to; t += by, x += stride_by) f(t, x);
   }
 
-  // Takes natural units and gives base 2, as in_natural_units says.
-  void soft_cap(T cap) const {
+  // Takes natural units; unit: log2(e) to give base 2, as in_natural_units says, 1 where a program follows.
+  void soft_cap(T cap, T unit) const {
     each_step(0, steps, 1, [=](int, T* x) {
-      for (int v = 0; v < N; v++) store(x + v * w, tanh<T>(load(x + v * w) / cap) * (cap * log2e<T>));
+      for (int v = 0; v < N; v++) store(x + v * w, tanh<T>(load(x + v * w) / cap) * (cap * unit));
     });
   }
 
+  static GQA_INLINE Vec<T> biased(Vec<T> score, Vec<T> b) { return b == -infinity<T> ? b : score + b; }
   void add_bias() const {
     each_step(0, steps, 1, [offset = bias - s](int, T* x) {
-      for (int v = 0; v < N; v++) {
-        const Vec<T> b = load(x + offset + v * w), score = load(x + v * w);
-        store(x + v * w, b == -infinity<T> ? b : score + b);
-      }
+      for (int v = 0; v < N; v++) store(x + v * w, biased(load(x + v * w), load(x + offset + v * w)));
     });
+  }
+
+  // The program's scores, the bias, and the program's mask, in this order. Returns whether some score is -infinity.
+  bool run_program() const {
+    const int score = program->scores ? goal_score : 0, mask = program->hides ? goal_mask : 0;
+    const int whole_from = mask ? int(min(max(0, program->whole[0]), steps)) : 0;
+    const int whole_to = mask ? int(max(whole_from, min(program->whole[1], steps))) : steps;
+    Whole<T> hidden{};
+    run_goal(score | mask, 0, whole_from, hidden);
+    run_goal(score, whole_from, whole_to, hidden);
+    run_goal(score | mask, whole_to, steps, hidden);
+    T any[w];
+    store(any, bits<Vec<T>>(hidden));
+    for (int l = 0; l < w; l++)
+      if (bits<Int<T>>(any[l])) return true;
+    return false;
+  }
+  void run_goal(int goal, int from, int to, Whole<T>& hidden) const {
+    if (from >= to) return;
+    const auto end = [&](int t, int n, const Place<T>* results) {
+      const bool score = goal & goal_score, mask = goal & goal_mask;
+      if (score && mask) end_program<true, true>(t, n, results, hidden);
+      else if (score) end_program<true, false>(t, n, results, hidden);
+      else if (mask) end_program<false, true>(t, n, results, hidden);
+    };
+    if (goal)
+      program->runner->template run<N>(goal, from, to, s, stride, program->rows, program->keys, program->first_key,
+                                       end);
+    else if (bias) end_program<false, false>(from, to - from, nullptr, hidden);
+  }
+  // Takes natural units where the program gave scores, and gives base 2.
+  template <bool score, bool mask>
+  void end_program(int from, int n, const Place<T>* results, Whole<T>& any_hidden) const {
+    const bool with_bias = bias != nullptr;
+    const int64_t offset = with_bias ? bias - s : 0;
+    Place<T> x = score ? results[output_score] : Place<T>{s + int64_t(from) * stride, stride, w};
+    Place<T> attended = mask ? results[output_mask] : Place<T>{};
+    Whole<T> hidden = any_hidden;
+    each_step(from, from + n, 1, [&](int, T* to) {
+      for (int v = 0; v < N; v++) {
+        Vec<T> y = load(x.at + v * x.vector);
+        if (score) y = to_base2_lanes<T>(y);
+        if (with_bias) y = biased(y, load(to + offset + v * w));
+        if (mask) y = bits<Whole<T>>(load(attended.at + v * attended.vector)) != 0 ? y : splat(-infinity<T>);
+        hidden |= bits<Whole<T>>(y == -infinity<T>);
+        store(to + v * w, y);
+      }
+      x.at += x.step;
+      if (mask) attended.at += attended.step;
+    });
+    any_hidden = hidden;
   }
 
   // Masks by selection, so that a NaN behind a mask does not show.

@@ -18,22 +18,34 @@ constexpr int score_rows = rows_block + tile_height;
 struct TileRange {
   int from, to, all_from, all_to;  // every row attends [all_from, all_to), but for what the mask hides
   bool masked;                     // the bias is to be added
+  int shown_from, shown_to;        // a program's mask shows [shown_from, shown_to) to every row
 
   bool skip() const { return from >= to; }
   int keys() const { return to - from; }
   bool edges() const { return from < all_from || to > all_to; }
-  bool whole() const { return !masked && !edges(); }  // every row attends every key
+  bool hides() const { return from < shown_from || to > shown_to; }  // a program's mask may hide some
+  bool whole() const { return !masked && !edges() && !hides(); }     // every row attends every key
 };
 
-// For the block of `count` keys from `begin` on. The mask goes to `bias`, from the range's first key on.
-template <class T> TileRange tile_range(const HeadRows& head, const LaneRows& rows, int64_t begin, int count, T* bias) {
+// For the block of `count` keys from `begin` on. The mask goes to `bias`, from the range's first key on. cover: what a
+// program's mask leaves of the block.
+template <class T>
+TileRange tile_range(const HeadRows& head, const LaneRows& rows, int64_t begin, int count, T* bias,
+                     KeyCover cover_of_program = all_visible) {
   const BlockRange block =
       block_range(head.a, head.sequence, head.query(rows.first), head.query(rows.last()), begin, count);
-  TileRange range{block.from - block.from % tile_height, block.to, block.all_from, block.all_to, false};
-  if (block.cover() == Cover::skip) return {0, 0, 0, 0, false};
+  TileRange range{block.from, block.to, block.all_from, block.all_to, false, 0, count};
+  if (head.a.program) {
+    const CoverRange shown =
+        cover_range(cover_of_program, rows_part, within_block(head.sequence, begin, rows_block), count);
+    range.from = int(max(range.from, shown.from)), range.to = int(min(range.to, shown.to));
+    range.shown_from = shown.whole_from, range.shown_to = shown.whole_to;
+  }
+  if (range.skip()) return {};
+  range.from -= range.from % tile_height;
   if (head.a.mask) {
     const Cover cover = load_mask(head, rows, begin + range.from, range.keys(), bias);
-    if (cover == Cover::skip) return {0, 0, 0, 0, false};
+    if (cover == Cover::skip) return {};
     range.masked = cover == Cover::partial;
   }
   return range;
@@ -50,7 +62,8 @@ GQA_INLINE ScoreBlock<T, N, TileCoordinates> score_block(const LaneRows& rows, c
           begin + range.from,
           range.masked ? bias : nullptr,
           range.edges(),
-          {range.all_from - range.from, range.all_to - range.from}};
+          {range.all_from - range.from, range.all_to - range.from},
+          nullptr};
 }
 
 // M dot products for each lane: end(i, v, sums) gets those of scalars a(., i) with vector v of rows[channel][lane].

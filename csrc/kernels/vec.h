@@ -223,6 +223,59 @@ GQA_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return _mm_max_pd(a, 
 template <class V> GQA_INLINE V max(V a, V b) { return a > b ? a : b; }
 #endif
 
+// Rounded down, and square roots, of each lane.
+#if defined(__AVX512F__)
+GQA_INLINE Vec<float> floor(Vec<float> x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+GQA_INLINE Vec<double> floor(Vec<double> x) {
+  return _mm512_roundscale_pd(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+}
+GQA_INLINE Vec<float> square_root(Vec<float> x) { return _mm512_sqrt_ps(x); }
+GQA_INLINE Vec<double> square_root(Vec<double> x) { return _mm512_sqrt_pd(x); }
+#elif defined(__AVX2__)
+GQA_INLINE Vec<float> floor(Vec<float> x) { return _mm256_floor_ps(x); }
+GQA_INLINE Vec<double> floor(Vec<double> x) { return _mm256_floor_pd(x); }
+GQA_INLINE Vec<float> square_root(Vec<float> x) { return _mm256_sqrt_ps(x); }
+GQA_INLINE Vec<double> square_root(Vec<double> x) { return _mm256_sqrt_pd(x); }
+#elif defined(__SSE4_2__)
+GQA_INLINE Vec<float> floor(Vec<float> x) { return _mm_floor_ps(x); }
+GQA_INLINE Vec<double> floor(Vec<double> x) { return _mm_floor_pd(x); }
+GQA_INLINE Vec<float> square_root(Vec<float> x) { return _mm_sqrt_ps(x); }
+GQA_INLINE Vec<double> square_root(Vec<double> x) { return _mm_sqrt_pd(x); }
+#else
+GQA_INLINE Vec<float> floor(Vec<float> x) {
+  for (int l = 0; l < width<float>; l++) x[l] = __builtin_floorf(x[l]);
+  return x;
+}
+GQA_INLINE Vec<double> floor(Vec<double> x) {
+  for (int l = 0; l < width<double>; l++) x[l] = __builtin_floor(x[l]);
+  return x;
+}
+GQA_INLINE Vec<float> square_root(Vec<float> x) {
+  for (int l = 0; l < width<float>; l++) x[l] = __builtin_sqrtf(x[l]);
+  return x;
+}
+GQA_INLINE Vec<double> square_root(Vec<double> x) {
+  for (int l = 0; l < width<double>; l++) x[l] = __builtin_sqrt(x[l]);
+  return x;
+}
+#endif
+
+// Lane l is the element at base + offsets[l] bytes.
+template <class T> GQA_INLINE Vec<T> gather(const char* base, Vec<Int<T>> offsets) {
+  T x[width<T>];
+  for (int l = 0; l < width<T>; l++) x[l] = read<T>(base + offsets[l]);
+  return load(x);
+}
+#if defined(__AVX512F__)
+template <> GQA_INLINE Vec<float> gather<float>(const char* base, Vec<int32_t> offsets) {
+  return _mm512_i32gather_ps(bits<__m512i>(offsets), base, 1);
+}
+#elif defined(__AVX2__)
+template <> GQA_INLINE Vec<float> gather<float>(const char* base, Vec<int32_t> offsets) {
+  return _mm256_i32gather_ps(reinterpret_cast<const float*>(base), bits<__m256i>(offsets), 1);
+}
+#endif
+
 // ---- pairs of 16-bit integers, one pair in each lane ------------------------------------------------------------
 
 // a.low * b.low + a.high * b.high.
