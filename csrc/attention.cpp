@@ -9,6 +9,7 @@
 #include <new>
 #include <vector>
 
+#include "covers.h"
 #include "dispatch.h"
 #include "parallel.h"
 #include "schedule.h"
@@ -81,9 +82,10 @@ class Driver {
       : a_(a),
         merging_(merging),
         kernels_(active_kernels()[a.arithmetic]),
+        covers_(cover_finder()),
         schedule_(
             a.sequence_count,
-            [&](int64_t i) { return merging ? merging_of(a, a.sequences[i]) : work_of(a, a.sequences[i]); },
+            [&](int64_t i) { return merging ? merging_of(a, a.sequences[i]) : visible_work_of(a.sequences[i]); },
             {a.kv_heads, a.head_dim, a.v_head_dim, a.arithmetic == Arithmetic::f64 ? 8 : 4, kernels_.tile_rows},
             forked() ? 1 : a.threads) {
     for (const Cut& cut : schedule_.cuts()) {
@@ -98,12 +100,12 @@ class Driver {
 
   void run() {
     const int threads = schedule_.threads();
+    reserve_covers();
     memory_ = arena.reserve(size_t(threads) * workspace_ + partial_bytes_);
     std::vector<std::atomic<int64_t>> done(partial_bytes_ > 0 ? size_t(schedule_.units()) : 0);
     clear_padding();
-    parallel_for(schedule_.tasks(), threads, [&](int64_t id, int thread) {
-      run_task(schedule_.place(id), memory_ + size_t(thread) * workspace_, done);
-    });
+    parallel_for(schedule_.tasks(), threads,
+                 [&](int64_t id, int thread) { run_task(schedule_.place(id), size_t(thread), done); });
   }
 
  private:
@@ -115,24 +117,54 @@ class Driver {
             a_.program ? a_.program->plan : nullptr};
   }
 
-  void run_task(const Place& place, void* workspace, std::vector<std::atomic<int64_t>>& done) {
-    const Cut& cut = *place.cut;
+  // Of a program that hides keys; null: none does.
+  std::unique_ptr<CoverFinder> cover_finder() const {
+    if (!a_.program || merging_) return nullptr;
+    auto finder = std::make_unique<CoverFinder>(a_, kernels_);
+    return finder->worthwhile() ? std::move(finder) : nullptr;
+  }
+  Work visible_work_of(const Sequence& s) const {
+    Work work = work_of(a_, s);
+    if (covers_ && a_.threads > 1) work.attended *= covers_->visible_share(s);
+    return work;
+  }
+  void reserve_covers() {
+    if (!covers_) return;
+    cover_memory_.resize(size_t(schedule_.threads()));
+    for (const Cut& cut : schedule_.cuts()) {
+      Task task = task_of(cut);
+      task.row_end = std::min(cut.rows_per_unit, cut.work.rows);
+      task.split_end = std::min(cut.splits_per_part, cut.work.last_split() - cut.work.first_split());
+      for (CoverFinder::Memory& memory : cover_memory_) memory.reserve(*covers_, task);
+    }
+  }
+
+  // Without rows and splits.
+  Task task_of(const Cut& cut) const {
     Task task{};
     task.sequence = a_.sequences + cut.sequence;
+    task.split_keys = cut.work.split_keys();
+    task.rows_in_lanes = cut.work.in_lanes();
+    task.given_up = interrupted;
+    return task;
+  }
+
+  void run_task(const Place& place, size_t thread, std::vector<std::atomic<int64_t>>& done) {
+    void* const workspace = memory_ + thread * workspace_;
+    const Cut& cut = *place.cut;
+    Task task = task_of(cut);
     task.kv_head = place.kv_head;
     task.row_begin = place.row_begin;
     task.row_end = place.row_end;
     task.split_begin = place.split_begin;
     task.split_end = place.split_end;
-    task.split_keys = cut.work.split_keys();
-    task.rows_in_lanes = cut.work.in_lanes();
-    task.given_up = interrupted;
     if (merging_) {
       const Span subtrees = span_of(*task.sequence);
       task.split_begin = subtrees.first, task.split_end = subtrees.last;
       return kernels_.merge_subtrees(a_, task, workspace);
     }
     if (a_.program) task.covers.otherwise = a_.program->plan->has[output_mask] ? all_partial : all_visible;
+    if (covers_) covers_->find(task, cover_memory_[thread]);
     if (!cut.in_parts()) return kernels_.attend(a_, task, workspace);
 
     const size_t bytes = aligned(kernels_.partial_bytes(shape_of(cut)));
@@ -173,7 +205,9 @@ class Driver {
   const Attention& a_;
   const bool merging_;
   const KernelsOf& kernels_;
+  const std::unique_ptr<CoverFinder> covers_;
   const Schedule schedule_;
+  std::vector<CoverFinder::Memory> cover_memory_;  // of each thread
   size_t workspace_ = 0, partial_bytes_ = 0;
   std::vector<size_t> partials_;  // of each cut: where its stored states begin
   char* memory_ = nullptr;        // a workspace for each thread, then the stored states

@@ -57,7 +57,7 @@ bool Call::set_program() {
   captured_.reserve(options_.captured.size());
   for (size_t i = 0; i < options_.captured.size(); i++)
     if (!set_captured(i, options_.captured[i])) return false;
-  program_ = {&program->plan(a_.query_heads == a_.kv_heads), captured_.data()};
+  program_ = {program, &program->plan(a_.query_heads == a_.kv_heads), captured_.data()};
   a_.program = &program_;
   return true;
 }

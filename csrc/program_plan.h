@@ -68,6 +68,7 @@ struct CapturedArray {
 
 // A program at a call.
 struct BoundProgram {
+  const class ScoreProgram* program;
   const ProgramPlan* plan;
   const CapturedArray* arrays;
 };

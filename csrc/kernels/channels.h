@@ -104,11 +104,23 @@ template <class T> class ChannelsInLanes {
 
   // Adds the block, whose first key is `begin`, to the group of R rows from r on.
   template <int R> void add(int64_t begin, int r, const States& states) const {
+    if (!a_.program) return add_keys<R>(begin, r, all_visible, states);
+    // Where a program hides keys from the group, what is between them runs by itself: a block is long.
+    KeyCover cover = cover_of(task_.covers, r / max_group, block_number(sequence_, begin, block_keys));
+    while (cover.visible != 0) {
+      const unsigned visible = cover.visible, run = visible & ~(visible + (visible & -visible));
+      add_keys<R>(begin, r, {uint16_t(run), uint16_t(cover.partial & run)}, states);
+      cover.visible = uint16_t(visible & ~run);
+    }
+  }
+
+  // The keys of a block that `cover` shows, which lie side by side.
+  template <int R> void add_keys(int64_t begin, int r, KeyCover cover_of_program, const States& states) const {
     BlockRange range = block_range(a_, sequence_, query_of(r), query_of(r + R - 1), begin, block_.count);
     CoverRange shown{};
     if (a_.program) {
-      shown = cover_range(cover_of(task_.covers, r / max_group, block_number(sequence_, begin, block_keys)),
-                          channels_part_of<T>, within_block(sequence_, begin, block_keys), block_.count);
+      shown =
+          cover_range(cover_of_program, channels_part_of<T>, within_block(sequence_, begin, block_keys), block_.count);
       range.from = int(max(range.from, shown.from)), range.to = int(min(range.to, shown.to));
     }
     if (range.cover() == Cover::skip) return;
@@ -147,7 +159,8 @@ template <class T> class ChannelsInLanes {
     T* const o = states.o + r * states.stride;
     for (int i = 0; i < R; i++)
       for (T* x = o + i * states.stride; x < o + (i + 1) * states.stride; x += w) store(x, load(x) * alpha[0][i]);
-    const bool select = (edges || masked || hidden) && !values_are_finite<T>(block_, int(a_.v_head_dim));
+    const bool select =
+        (edges || masked || hidden) && !values_are_finite<T>(block_, from, range.to, int(a_.v_head_dim));
     const StreamRows<streams<T, R>> v(keys, block_.v + from, buffers_.zeros);
     products_.template accumulate<R>(block_, from, keys, v, select, buffers_.s, o, states.stride);
   }

@@ -50,12 +50,12 @@ MaskCover mask_row(const Attention& a, const Sequence& sequence, int64_t head, i
   return cover;
 }
 
-// Whether the values of a block hold no NaN and no infinity.
-template <class T> bool values_are_finite(const KeyBlock& block, int v_head_dim) {
+// Whether the values of the keys [from, to) of a block hold no NaN and no infinity.
+template <class T> bool values_are_finite(const KeyBlock& block, int from, int to, int v_head_dim) {
   bool finite = true;
   with_cache_type(block.v_type, [&](auto s) {
     using S = decltype(s);
-    for (int j = 0; j < block.count; j++) {
+    for (int j = from; j < to; j++) {
       Vec<T> poison{};  // 0, or NaN once a value was not finite
       const S* row = reinterpret_cast<const S*>(block.v[j]);
       int c = 0;

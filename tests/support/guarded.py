@@ -56,6 +56,19 @@ def guarded_tail(x, axis, kept):
     return y
 
 
+def readable_pages(x, allowed):
+    """A C-contiguous copy of x of which only the pages can be read that hold bytes of x.reshape(-1)[allowed]."""
+    memory = mmap.mmap(-1, -(-x.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE)
+    pages.append(memory)
+    y = np.frombuffer(memory, np.uint8, x.nbytes).view(x.dtype).reshape(x.shape)
+    y[...] = x
+    read = np.unique(np.flatnonzero(np.broadcast_to(allowed, x.shape)) * x.itemsize // mmap.PAGESIZE)
+    begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in np.setdiff1d(np.arange(len(memory) // mmap.PAGESIZE), read):
+        _protect(begin + int(page) * mmap.PAGESIZE, mmap.PAGESIZE, NONE)
+    return y
+
+
 def _protect(address, length, access):
     if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(length), access) != 0:
         raise OSError(ctypes.get_errno(), "mprotect")
