@@ -9,6 +9,7 @@ from gqa.arguments import AnyArray, Array
 from gqa.dtypes import name_of
 from gqa.options import Options
 from gqa.quantization import Quantized
+from gqa.scores.tracing import MaskMod, ScoreMod, bind
 from gqa.shapes import Shape, check_int
 from gqa.signatures import AnyTensor, AttentionOptions, Flag, Real, Whole, Window
 
@@ -39,6 +40,8 @@ def attention(
     past_key: AnyTensor | None = None,
     past_value: AnyTensor | None = None,
     mask: AnyArray | None = None,
+    score_mod: ScoreMod | None = None,
+    mask_mod: MaskMod | None = None,
     causal: Flag = False,
     query_offset: Any = None,
     window: Window | None = None,
@@ -71,6 +74,14 @@ def attention(
     mask : ndarray, optional
         bool (True: attend) or float (added to the scaled, soft-capped score), broadcast to (B, Hq, S, T) whatever the
         layout. Only False and -inf mask.
+    score_mod : callable or Program, optional
+        ``score_mod(score, b, h, q_idx, kv_idx)``: the score that takes the place of the scaled, soft-capped one, before
+        the mask; -inf masks. b is the batch entry, h the query head, q_idx the position of the query (query_offset +
+        row), kv_idx the key. Called once, with symbols: see :func:`gqa.trace`. Arrays that it captures are read in
+        place.
+    mask_mod : callable or Program, optional
+        ``mask_mod(b, h, q_idx, kv_idx)``: whether the query attends the key, in addition to mask, causal, window and
+        kv_lengths. Blocks of keys that it hides from a block of queries are not read.
     causal : bool
         Attend keys up to the position of the query.
     query_offset : int or array of int, shape (B,), optional
@@ -140,7 +151,8 @@ def attention(
     (1, 8, 5, 64)
     """
     # What Options holds, in its order, without the quarter of a microsecond that making one takes.
-    options = (layout, causal, window, scale, softcap, out_dtype, return_lse, num_threads, None, mask, sinks, out)
+    program = None if score_mod is None and mask_mod is None else bind(score_mod, mask_mod)
+    options = (layout, causal, window, scale, softcap, out_dtype, return_lse, num_threads, program, mask, sinks, out)
     result: Array | tuple[Array, Array] = _core.attention(
         (q, k, v, past_key, past_value), query_offset, kv_lengths, options
     )
@@ -187,15 +199,18 @@ def infer_shapes(shapes: dict[str, Shape], dtypes: dict[str, Any], **options: An
         raise TypeError("q is missing")
     options |= {name: tensors[name] for name in _ARRAYS if name in tensors}
     query_offset, kv_lengths = (options.pop(name, None) for name in ("query_offset", "kv_lengths"))
+    program = bind(options.pop("score_mod", None), options.pop("mask_mod", None))
     for name in options:
-        if name not in Options._fields:
-            raise TypeError(f"unknown option {name!r}, expected one of {', '.join(Options._fields)}")
+        if name not in _OPTIONS:
+            raise TypeError(f"unknown option {name!r}, expected one of {', '.join(_OPTIONS)}")
     q, k, v, past_key, past_value = (tensors.get(name) for name in _TENSORS)
-    out, lse = _core.infer_shapes((q, k, v, past_key, past_value), query_offset, kv_lengths, Options(**options))
+    read = Options(program=program, **options)
+    out, lse = _core.infer_shapes((q, k, v, past_key, past_value), query_offset, kv_lengths, read)
     return {"out": out, "lse": lse}
 
 
 _TENSORS = ("q", "k", "v", "past_key", "past_value")
+_OPTIONS = (*(name for name in Options._fields if name != "program"), "score_mod", "mask_mod")
 _MOST = 2**62
 _ARRAYS = ("mask", "sinks", "out", "query_offset", "kv_lengths")
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from gqa.arguments import AnyArray, Array
 from gqa.quantization import Quantized
+from gqa.scores.tracing import MaskMod, ScoreMod
 
 AnyTensor = AnyArray | Quantized
 Flag = bool | np.bool_
@@ -30,7 +31,14 @@ class SequenceOptions(TypedDict, total=False):
     num_threads: Whole | None
 
 
-class AttentionOptions(SequenceOptions, total=False):
+class ScoredOptions(SequenceOptions, total=False):
+    """Those, and score functions."""
+
+    score_mod: ScoreMod | None
+    mask_mod: MaskMod | None
+
+
+class AttentionOptions(ScoredOptions, total=False):
     """Options of attention over whole arrays."""
 
     past_key: AnyTensor | None

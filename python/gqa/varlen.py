@@ -8,8 +8,9 @@ import numpy as np
 
 from gqa.arguments import AnyArray, Array, as_array, int_array, lengths_array
 from gqa.options import Options
+from gqa.scores.tracing import MaskMod, ScoreMod, bind
 from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Table, as_tensors, attend_sequences
-from gqa.signatures import AnyTensor, Flag, Real, SequenceOptions, Whole, Window
+from gqa.signatures import AnyTensor, Flag, Real, ScoredOptions, Whole, Window
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -18,17 +19,17 @@ if TYPE_CHECKING:
 @overload
 def varlen_attention(
     q: AnyArray, k: AnyTensor, v: AnyTensor, cu_seqlens_q: Any, cu_seqlens_k: Any, *,
-    kv_lengths: Any = ..., return_lse: Literal[False] = ..., **options: Unpack[SequenceOptions],
+    kv_lengths: Any = ..., return_lse: Literal[False] = ..., **options: Unpack[ScoredOptions],
 ) -> Array: ...  # fmt: skip
 @overload
 def varlen_attention(
     q: AnyArray, k: AnyTensor, v: AnyTensor, cu_seqlens_q: Any, cu_seqlens_k: Any, *,
-    kv_lengths: Any = ..., return_lse: Literal[True], **options: Unpack[SequenceOptions],
+    kv_lengths: Any = ..., return_lse: Literal[True], **options: Unpack[ScoredOptions],
 ) -> tuple[Array, Array]: ...  # fmt: skip
 @overload
 def varlen_attention(
     q: AnyArray, k: AnyTensor, v: AnyTensor, cu_seqlens_q: Any, cu_seqlens_k: Any, *,
-    kv_lengths: Any = ..., return_lse: bool = ..., **options: Unpack[SequenceOptions],
+    kv_lengths: Any = ..., return_lse: bool = ..., **options: Unpack[ScoredOptions],
 ) -> Array | tuple[Array, Array]: ...  # fmt: skip
 def varlen_attention(
     q: AnyArray,
@@ -39,6 +40,8 @@ def varlen_attention(
     *,
     kv_lengths: Any = None,
     mask: AnyArray | None = None,
+    score_mod: ScoreMod | None = None,
+    mask_mod: MaskMod | None = None,
     causal: Flag = False,
     window: Window | None = None,
     scale: Real | None = None,
@@ -68,6 +71,8 @@ def varlen_attention(
     mask : ndarray, optional
         bool (True: attend) or float, broadcast to (N, Hq, most queries of a sequence, most keys of a sequence), keys
         past kv_lengths counted; rows and columns count from each sequence's own first query and key.
+    score_mod, mask_mod : callable or Program, optional
+        As in :func:`gqa.attention`: b is the number of the sequence, q_idx and kv_idx count from its first key.
     causal, window, scale, softcap, sinks, num_threads
         As in :func:`gqa.attention`.
     out : ndarray, shape (Tq, Hq, Dv), optional
@@ -135,6 +140,7 @@ def varlen_attention(
     options = Options(
         layout="bshd", causal=causal, window=window, scale=scale, softcap=softcap, return_lse=return_lse,
         num_threads=num_threads, mask=mask, sinks=sinks, out=out, out_dtype=out_dtype,
+        program=bind(score_mod, mask_mod),
     )  # fmt: skip
     return attend_sequences(q, [(k, v)], sequences, runs, options, mask_shape=mask_shape)
 

@@ -97,6 +97,19 @@ def paged(q: Array, k: Array, v: Array, with_lse: bool) -> None:
     assert_type(cache.free(one), gqa.PagedKVCache)
 
 
+def causal(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+    return q_idx >= kv_idx
+
+
+def scored(q: Array, k: Array, v: Array, slopes: Array, cache: gqa.KVCache) -> None:
+    program = gqa.trace(lambda score, b, h, q_idx, kv_idx: score - slopes[h] * (q_idx - kv_idx), causal)
+    assert_type(repr(program), str)
+    assert_type(gqa.attention(q, k, v, score_mod=program), Array)
+    assert_type(gqa.attention(q, k, v, score_mod=lambda s, b, h, i, j: s * 2, mask_mod=causal, return_lse=True), Pair)
+    assert_type(gqa.varlen_attention(q, k, v, [0, 3], [0, 3], mask_mod=causal), Array)
+    assert_type(cache.attend(q, k, v, score_mod=program, mask_mod=None), Array)
+
+
 def pieces(outs: list[Array], lses: list[Array], x: Array) -> None:
     assert_type(gqa.merge_states(outs, tuple(lses), out=x, dtype="float32", num_threads=2), Pair)
     cos, sin = gqa.rotary_tables(4096, 128, base=500000.0, scaling={"rope_type": "linear", "factor": 2.0})

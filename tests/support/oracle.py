@@ -7,7 +7,7 @@ import numpy as np
 
 def attention(
     q, k=None, v=None, *, past_key=None, past_value=None, mask=None, causal=False, query_offset=None, window=None,
-    kv_lengths=None, scale=None, softcap=0.0, sinks=None, layout="bhsd",
+    kv_lengths=None, scale=None, softcap=0.0, sinks=None, layout="bhsd", score_mod=None, mask_mod=None,
 ):  # fmt: skip
     """Returns (out, lse) in float64; the arguments are those of gqa.attention."""
     batched = q.ndim == 4
@@ -41,6 +41,12 @@ def attention(
         if softcap > 0:
             scores = softcap * np.tanh(scores / softcap)
         allowed = np.broadcast_to(allowed[:, None], scores.shape)
+        where = np.arange(batch)[:, None, None, None], np.arange(heads)[:, None, None], position[:, None, :, None], j
+        if score_mod is not None:
+            scores = np.broadcast_to(score_mod(scores, *where), scores.shape)
+            allowed = allowed & (scores != -np.inf)
+        if mask_mod is not None:
+            allowed = allowed & mask_mod(*where)
         if mask is not None:
             bias = np.where(mask, 0.0, -np.inf) if mask.dtype == bool else wide(mask)
             bias = np.broadcast_to(bias if batched or bias.ndim < 3 else bias[None], scores.shape)

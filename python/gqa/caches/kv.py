@@ -11,9 +11,10 @@ from gqa.arguments import AnyArray, Array
 from gqa.caches.slots import Slots
 from gqa.caches.storage import storage_dtype, storage_sizes
 from gqa.dtypes import dtype_named
+from gqa.scores.tracing import MaskMod, ScoreMod, bind
 from gqa.sequences import Table, Tensor, int_list
 from gqa.shapes import check_int, layout_axes
-from gqa.signatures import AnyTensor, Flag, Real, SequenceOptions, Whole, Window
+from gqa.signatures import AnyTensor, Flag, Real, ScoredOptions, Whole, Window
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -155,17 +156,17 @@ class KVCache:
     @overload
     def attend(
         self, q: AnyArray, k: AnyTensor | None = ..., v: AnyTensor | None = ..., *, lengths: Any = ...,
-        return_lse: Literal[False] = ..., **options: Unpack[SequenceOptions],
+        return_lse: Literal[False] = ..., **options: Unpack[ScoredOptions],
     ) -> Array: ...  # fmt: skip
     @overload
     def attend(
         self, q: AnyArray, k: AnyTensor | None = ..., v: AnyTensor | None = ..., *, lengths: Any = ...,
-        return_lse: Literal[True], **options: Unpack[SequenceOptions],
+        return_lse: Literal[True], **options: Unpack[ScoredOptions],
     ) -> tuple[Array, Array]: ...  # fmt: skip
     @overload
     def attend(
         self, q: AnyArray, k: AnyTensor | None = ..., v: AnyTensor | None = ..., *, lengths: Any = ...,
-        return_lse: bool = ..., **options: Unpack[SequenceOptions],
+        return_lse: bool = ..., **options: Unpack[ScoredOptions],
     ) -> Array | tuple[Array, Array]: ...  # fmt: skip
     def attend(
         self,
@@ -175,6 +176,8 @@ class KVCache:
         *,
         lengths: Any = None,
         mask: AnyArray | None = None,
+        score_mod: ScoreMod | None = None,
+        mask_mod: MaskMod | None = None,
         causal: Flag = True,
         window: Window | None = None,
         scale: Real | None = None,
@@ -198,6 +201,9 @@ class KVCache:
         mask : ndarray, optional
             bool (True: attend) or float, broadcast to (B, Hq, S, T), where T is the longest length after appending; a
             column is a token, for a ring as well.
+        score_mod, mask_mod : callable or Program, optional
+            As in :func:`gqa.attention`: q_idx and kv_idx count all tokens of the sequence, also those that a ring has
+            dropped.
         window : (left, right), optional
             Attend tokens from position - left to position + right; None: no bound on that side. A ring's own window
             holds besides.
@@ -218,21 +224,10 @@ class KVCache:
             dropped. Nothing is written then.
         """
         slots = self._slots
-        # What Options holds, in its order.
-        options = (
-            slots.layout,
-            causal,
-            window,
-            scale,
-            softcap,
-            out_dtype,
-            return_lse,
-            num_threads,
-            None,
-            mask,
-            sinks,
-            out,
-        )
+        program = None if score_mod is None and mask_mod is None else bind(score_mod, mask_mod)
+        options = (  # what Options holds, in its order
+            slots.layout, causal, window, scale, softcap, out_dtype, return_lse, num_threads, program, mask, sinks, out,
+        )  # fmt: skip
         result: Array | tuple[Array, Array] = _core.attend_slots(q, (k, v, lengths), slots.native, options)
         return result
 

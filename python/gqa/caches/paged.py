@@ -11,6 +11,7 @@ from gqa import _core
 from gqa.arguments import AnyArray, Array
 from gqa.caches.pages import PagedSequence, PagePool
 from gqa.caches.storage import storage_dtype, storage_sizes
+from gqa.scores.tracing import MaskMod, ScoreMod, bind
 from gqa.sequences import (
     Table,
     Tensor,
@@ -18,7 +19,7 @@ from gqa.sequences import (
     int_list,
 )
 from gqa.shapes import check_int
-from gqa.signatures import AnyTensor, Flag, Real, SequenceOptions, Whole, Window
+from gqa.signatures import AnyTensor, Flag, Real, ScoredOptions, Whole, Window
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -184,17 +185,17 @@ class PagedKVCache:
     @overload
     def attend(
         self, ids: Any, q: AnyArray, q_lengths: Any, k: AnyTensor | None = ..., v: AnyTensor | None = ..., *,
-        return_lse: Literal[False] = ..., **options: Unpack[SequenceOptions],
+        return_lse: Literal[False] = ..., **options: Unpack[ScoredOptions],
     ) -> Array: ...  # fmt: skip
     @overload
     def attend(
         self, ids: Any, q: AnyArray, q_lengths: Any, k: AnyTensor | None = ..., v: AnyTensor | None = ..., *,
-        return_lse: Literal[True], **options: Unpack[SequenceOptions],
+        return_lse: Literal[True], **options: Unpack[ScoredOptions],
     ) -> tuple[Array, Array]: ...  # fmt: skip
     @overload
     def attend(
         self, ids: Any, q: AnyArray, q_lengths: Any, k: AnyTensor | None = ..., v: AnyTensor | None = ..., *,
-        return_lse: bool = ..., **options: Unpack[SequenceOptions],
+        return_lse: bool = ..., **options: Unpack[ScoredOptions],
     ) -> Array | tuple[Array, Array]: ...  # fmt: skip
     def attend(
         self,
@@ -205,6 +206,8 @@ class PagedKVCache:
         v: AnyTensor | None = None,
         *,
         mask: AnyArray | None = None,
+        score_mod: ScoreMod | None = None,
+        mask_mod: MaskMod | None = None,
         causal: Flag = True,
         window: Window | None = None,
         scale: Real | None = None,
@@ -231,6 +234,8 @@ class PagedKVCache:
         mask : ndarray, optional
             bool (True: attend) or float, broadcast to (N, Hq, most queries of a sequence, most tokens of a sequence
             after appending); rows and columns count from each sequence's own first query and token.
+        score_mod, mask_mod : callable or Program, optional
+            As in :func:`gqa.attention`: b is the index in ids, q_idx and kv_idx count the tokens of the sequence.
         causal, window, scale, softcap, sinks, out, out_dtype, return_lse, num_threads
             As in :func:`gqa.varlen_attention`, but causal by default.
 
@@ -247,8 +252,9 @@ class PagedKVCache:
         """
         sequences = self._find(ids)
         queries = _counts("q_lengths", q_lengths, sequences)
+        program = None if score_mod is None and mask_mod is None else bind(score_mod, mask_mod)
         options = (  # what Options holds, in its order
-            "bshd", causal, window, scale, softcap, out_dtype, return_lse, num_threads, None, mask, sinks, out,
+            "bshd", causal, window, scale, softcap, out_dtype, return_lse, num_threads, program, mask, sinks, out,
         )  # fmt: skip
         result = _core.attend_pages(q, (k, v, queries), sequences, self._pool.native, options)
         return (result[0], result[1].T) if isinstance(result, tuple) else result

@@ -6,6 +6,7 @@ from typing import Any
 
 from gqa.arguments import AnyArray, Array
 from gqa.onnx.modified_attention import Modifier, modified_attention
+from gqa.scores.program import Program
 
 
 def flex_attention(
@@ -34,7 +35,8 @@ def flex_attention(
     score_mod, prob_mod : callable or onnx.GraphProto, optional
         From an array (B, Hq, S, T) of the scores, or the probabilities, to one of the same shape and dtype. A graph
         has one input and one output, uses nothing from outside, and its nodes are of the newest opsets that the
-        installed onnx knows. -inf from score_mod masks; what prob_mod returns is not normalised again.
+        installed onnx knows. -inf from score_mod masks; what prob_mod returns is not normalised again. score_mod may
+        also be a program of :func:`gqa.trace`, whose q_idx counts from 0.
     num_threads : int, optional
         As in :func:`gqa.attention`, without modifiers; what is computed on whole arrays is NumPy's.
 
@@ -53,8 +55,13 @@ def flex_attention(
     Notes
     -----
     Follows https://onnx.ai/onnx/operators/onnx_aionnxpreview_FlexAttention.html, which leaves open what a row of -inf
-    gives. A modifier sees all scores, so they take memory for B x Hq x S x T numbers; without modifiers they do not,
-    and this is :func:`gqa.attention`.
+    gives.
+
+    Programs, and graphs that compute each score by itself, run within :func:`gqa.attention`: no memory is taken for
+    scores. Such a graph consists of arithmetic, comparisons, Where, Cast and functions of single numbers, of indices
+    made with Shape, Range, CumSum, Gather, Unsqueeze, Reshape, Expand and the like, and of constants; softmax_precision
+    is not that of half precision, and there is no prob_mod. Other graphs, and callables, see all scores, which take
+    memory for B x Hq x S x T numbers.
 
     Examples
     --------
@@ -67,7 +74,8 @@ def flex_attention(
     True
     """
     return modified_attention(
-        Q, K, V, scale=scale, softmax_precision=softmax_precision, score_mod=_modifier("score_mod", score_mod),
+        Q, K, V, scale=scale, softmax_precision=softmax_precision,
+        score_mod=score_mod if isinstance(score_mod, Program) else _modifier("score_mod", score_mod),
         prob_mod=_modifier("prob_mod", prob_mod), num_threads=num_threads,
     )  # fmt: skip
 

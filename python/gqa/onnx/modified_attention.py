@@ -13,6 +13,7 @@ from gqa.onnx.schema import AttentionShapes, check_names, check_precision, check
 from gqa.onnx.scores import scores, softmax, weighted_values
 from gqa.rules import default_scale
 from gqa.scaled_dot_product import attention
+from gqa.scores.program import Program
 from gqa.shapes import Shape, check_float
 
 Modifier = Callable[[Array], Array]
@@ -25,11 +26,11 @@ def modified_attention(
     *,
     scale: float | None = None,
     softmax_precision: int | None = None,
-    score_mod: Modifier | None = None,
+    score_mod: Modifier | Program | None = None,
     prob_mod: Modifier | None = None,
     num_threads: int | None = None,
 ) -> Array:
-    """FlexAttention with modifiers that are functions; the arguments are those of the operator."""
+    """FlexAttention with modifiers that are functions or programs; the arguments are those of the operator."""
     arrays = {"Q": as_array("Q", Q), "K": as_array("K", K), "V": as_array("V", V)}
     Q, K, V = arrays.values()
     dtypes = {name: dtype_name(name, x) for name, x in arrays.items()}
@@ -37,10 +38,13 @@ def modified_attention(
     precision = dtype_named(check_precision(softmax_precision) or ("float64" if Q.dtype == np.float64 else "float32"))
     in_double = Q.dtype == np.float64 or precision == np.float64
     q = Q.astype(np.float64) if in_double else Q
-    if score_mod is None and prob_mod is None:
-        result: Array = attention(q, K, V, scale=scale, num_threads=num_threads)
+    program = _program(score_mod, (*Q.shape[:3], K.shape[2]), precision)
+    if prob_mod is None and (score_mod is None or program is not None):
+        result: Array = attention(q, K, V, scale=scale, score_mod=program, query_offset=0, num_threads=num_threads)
         with np.errstate(over="ignore"):
             return result.astype(Q.dtype, copy=False)
+    if isinstance(score_mod, Program):
+        raise ValueError("score_mod is a program, which goes with no prob_mod: expected a function of all scores")
 
     score_modifier, prob_modifier = (
         _checked(name, x) for name, x in (("score_mod", score_mod), ("prob_mod", prob_mod))
@@ -52,6 +56,15 @@ def modified_attention(
         x = softmax(x.astype(compute, copy=False))
         x = prob_modifier(x.astype(precision, copy=False))
         return weighted_values(x.astype(compute, copy=False), V.astype(compute)).astype(Q.dtype)
+
+
+def _program(score_mod: Modifier | Program | None, shape: Shape, precision: np.dtype[Any]) -> Program | None:
+    """What score_mod does to each score by itself, where that can be said."""
+    if isinstance(score_mod, Program):
+        return score_mod
+    # Scores of half precision would be rounded before they are modified.
+    elementwise = getattr(score_mod, "program", None) if precision.itemsize >= 4 else None
+    return None if elementwise is None else elementwise(shape, precision)
 
 
 def infer(shapes: dict[str, Shape], dtypes: dict[str, Any], attrs: dict[str, Any]) -> dict[str, tuple[Shape, str]]:

@@ -41,13 +41,16 @@ class Identity:
 
 
 class _Code:
-    """The code of functions, and the names of globals that it may use, those of functions within it included."""
+    """The code of functions, and the names of globals that it may use, those of functions within it included.
 
-    __slots__ = ("code", "names")
+    A library's own functions are taken to depend on nothing but the variables around them.
+    """
 
-    def __init__(self, code: types.CodeType) -> None:
-        self.code = code
-        self.names = tuple(dict.fromkeys(_names(code)))
+    __slots__ = ("code", "globals")
+
+    def __init__(self, function: types.FunctionType) -> None:
+        self.code = function.__code__
+        self.globals = () if of_a_library(function) else tuple(dict.fromkeys(_names(self.code)))
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
@@ -66,7 +69,7 @@ def _code_of(function: types.FunctionType) -> _Code:
     if known is None:
         if len(_codes) > 4096:
             _codes.clear()
-        known = _codes[id(function.__code__)] = _Code(function.__code__)
+        known = _codes[id(function.__code__)] = _Code(function)
     return known
 
 
@@ -142,36 +145,38 @@ def _is_torch_module(kind: type) -> bool:
     return any(base.__module__ == "torch.nn.modules.module" for base in kind.__mro__)
 
 
-def captured_values(f: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """What a function refers to: the variables around it, its defaults, and globals, by name."""
-    if f.__closure__:
-        for name, cell in zip(f.__code__.co_freevars, f.__closure__):
-            try:
-                yield name, cell.cell_contents
-            except ValueError:
-                yield name, _UNSET
-    if f.__defaults__:
-        yield "a default", f.__defaults__
-    if f.__kwdefaults__:
-        yield "a default", f.__kwdefaults__
-    if not of_a_library(f):
-        values = f.__globals__
-        for name in global_names(f):
-            yield name, values.get(name, _UNSET)
-
-
 def global_names(f: types.FunctionType) -> tuple[str, ...]:
-    """The names that a function may look up among its globals; attributes are among them."""
-    return _code_of(f).names
+    """The names that a function may look up among its globals; those of attributes are among them."""
+    return _code_of(f).globals
 
 
 def _function(c: Captures, f: Any) -> Any:
+    """The variables around a function, its defaults, and globals; in the time of a call, so without frills."""
     known = c.met.get(id(f))
     if known is not None:
         return known
     c.met[id(f)] = len(c.met)
-    key = c.key
-    return (_code_of(f), *[key(value) for _, value in captured_values(f)])
+    code = _codes.get(id(f.__code__)) or _code_of(f)
+    parts: list[Any] = [code]
+    if f.__closure__:
+        for cell in f.__closure__:
+            try:
+                parts.append(c.key(cell.cell_contents))
+            except ValueError:  # not set yet
+                parts.append(_UNSET)
+    if f.__defaults__:
+        parts.append(c.key(f.__defaults__))
+    if f.__kwdefaults__:
+        parts.append(c.key(f.__kwdefaults__))
+    if code.globals:
+        values = f.__globals__
+        for name in code.globals:
+            if name in values:
+                value = values[name]
+                parts.append(value if type(value) is types.ModuleType else c.key(value))
+            else:
+                parts.append(_UNSET)
+    return tuple(parts)
 
 
 def _array(c: Captures, x: Any) -> Any:
@@ -207,7 +212,6 @@ _HANDLERS: dict[type, Callable[[Captures, Any], Any]] = {
     types.MethodType: lambda c, x: c.parts(x, (x.__func__, x.__self__)),
     functools.partial: lambda c, x: c.parts(x, (x.func, x.args, x.keywords)),
     types.ModuleType: _itself,
-    type(_UNSET): _itself,
     **dict.fromkeys((int, float, bool, complex, str, bytes, type(None), type(...)), _scalar),
     **dict.fromkeys((set, frozenset), lambda c, x: (type(x), frozenset(x))),
 }

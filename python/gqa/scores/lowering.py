@@ -261,7 +261,9 @@ def shift(op: str) -> Callable[[Graph, int, int], int]:
         kind, (a, b) = common(g, a, b, least=WHOLE)
         if kind == FLOAT:
             raise g.refused(TypeError, "shifts a float, expected whole numbers: use astype(int) before")
-        return g.put(op, WHOLE, (a, b))
+        # To NumPy a negative count is a very large one; to the core it is 0.
+        negative = g.put("lt", BOOL, (b, g.constant(0)))
+        return g.put(op, WHOLE, (a, where(g, negative, g.constant(64), b)))
 
     return shifted
 

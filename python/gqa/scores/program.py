@@ -36,6 +36,7 @@ class Plan:
         ]
         self.outputs = {name: new[number] for name, number in outputs.items()}
         self.arrays: list[ArrayUse] = [graph.arrays[i] for i in arrays]
+        self._sources = [x.source for x in self.arrays]
 
     @functools.cached_property
     def core(self) -> Any:
@@ -46,8 +47,8 @@ class Plan:
 
     def arrays_of(self, captured: list[Any]) -> tuple[Any, ...]:
         """The arrays that the program reads, from all that its functions captured; those without axes with one."""
-        arrays = [captured[x.source] if isinstance(x.source, int) else x.source for x in self.arrays]
-        return tuple(x if x.ndim else x.reshape(1) for x in arrays)
+        arrays = [captured[source] if type(source) is int else source for source in self._sources]
+        return tuple([x if x.ndim else x.reshape(1) for x in arrays])
 
 
 class Program:

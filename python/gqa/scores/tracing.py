@@ -84,6 +84,9 @@ def bind(score_mod: Any, mask_mod: Any, *, slope: bool = False) -> tuple[Any, tu
 
     slope: whether the program also gives the derivative of the new score by the old one.
     """
+    if mask_mod is None and type(score_mod) is Program and not slope:
+        plan, arrays = score_mod.plan, score_mod.arrays
+        return (plan.core, arrays) if plan.outputs else None
     entry, captures = _traced(score_mod, mask_mod, slope)
     plan = entry.plan
     return (plan.core, plan.arrays_of(captures.arrays)) if plan.outputs else None
@@ -104,7 +107,7 @@ class _Entry:
                     return False
             except AttributeError:
                 return False
-        return all(tuple(captures.arrays[i].shape) == shape for i, shape in self.shapes.items())
+        return not self.shapes or all(tuple(captures.arrays[i].shape) == shape for i, shape in self.shapes.items())
 
 
 _traces: dict[Any, list[_Entry]] = {}

@@ -14,8 +14,8 @@ from gqa.arguments import Array
 from gqa.onnx.attention_operator import attention
 from gqa.onnx.cache_operators import tensor_scatter
 from gqa.onnx.group_query.operator import group_query_attention
-from gqa.onnx.models.graphs import function_of
-from gqa.onnx.modified_attention import Modifier, modified_attention
+from gqa.onnx.models.graphs import GraphModifier
+from gqa.onnx.modified_attention import modified_attention
 from gqa.onnx.rotary_operators import microsoft_rotary_embedding, rotary_embedding
 
 
@@ -72,7 +72,7 @@ class FlexAttention(Operator):
     def _run(self, *inputs: Any, attributes: Any = None, bindings: Any = None, **given: Any) -> tuple[Array, ...]:
         for name in ("score_mod", "prob_mod"):
             if name in given:
-                given[name] = function_of(name, given[name], attributes)
+                given[name] = GraphModifier(name, given[name], attributes)
         return (modified_attention(*inputs, num_threads=self.num_threads, **given),)
 
 
@@ -120,7 +120,7 @@ def evaluator_class(num_threads: int | None) -> type[Evaluator]:
     return type("Evaluator", (Evaluator,), {"operators": operators(num_threads)})
 
 
-def graph_function(name: str, graph: onnx.GraphProto) -> Modifier:
+def graph_function(name: str, graph: onnx.GraphProto) -> GraphModifier:
     """A graph of one input and one output as a function; its nodes are of the newest opsets."""
     opsets = {"": onnx.defs.onnx_opset_version(), "ai.onnx.preview": 1, "com.microsoft": 1}
-    return function_of(name, Evaluator(graph, opsets=opsets))
+    return GraphModifier(name, Evaluator(graph, opsets=opsets))
