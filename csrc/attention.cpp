@@ -5,10 +5,9 @@
 #include <atomic>
 #include <cstring>
 #include <limits>
-#include <memory>
-#include <new>
 #include <vector>
 
+#include "arena.h"
 #include "covers.h"
 #include "dispatch.h"
 #include "parallel.h"
@@ -17,31 +16,6 @@
 
 namespace gqa {
 namespace {
-
-// Scratch memory of the calling thread, kept between calls.
-class Arena {
- public:
-  char* reserve(size_t bytes) {
-    if (bytes > size_) {
-      memory_.reset();
-      size_ = 0;
-      memory_.reset(static_cast<char*>(::operator new(bytes, alignment)));
-      size_ = bytes;
-    }
-    return memory_.get();
-  }
-
- private:
-  static constexpr std::align_val_t alignment{4096};
-  struct Delete {
-    void operator()(char* p) const { ::operator delete(p, alignment); }
-  };
-  std::unique_ptr<char, Delete> memory_;
-  size_t size_ = 0;
-};
-thread_local Arena arena;
-
-constexpr size_t aligned(size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
 
 // The attended keys of a sequence: what is known about them before looking at any.
 Work work_of(const Attention& a, const Sequence& s) {
@@ -90,11 +64,12 @@ class Driver {
             forked() ? 1 : a.threads) {
     for (const Cut& cut : schedule_.cuts()) {
       const TaskShape shape = shape_of(cut);
-      workspace_ = std::max(workspace_, aligned(kernels_.workspace_bytes(shape)));
+      workspace_ = std::max(workspace_, whole_pages(kernels_.workspace_bytes(shape)));
       if (!cut.in_parts()) continue;
       partials_.resize(schedule_.cuts().size());
       partials_[number_of(cut)] = partial_bytes_;
-      partial_bytes_ += size_t(a_.kv_heads * cut.blocks_of_rows * cut.parts) * aligned(kernels_.partial_bytes(shape));
+      partial_bytes_ +=
+          size_t(a_.kv_heads * cut.blocks_of_rows * cut.parts) * whole_pages(kernels_.partial_bytes(shape));
     }
   }
 
@@ -167,7 +142,7 @@ class Driver {
     if (covers_) covers_->find(task, cover_memory_[thread]);
     if (!cut.in_parts()) return kernels_.attend(a_, task, workspace);
 
-    const size_t bytes = aligned(kernels_.partial_bytes(shape_of(cut)));
+    const size_t bytes = whole_pages(kernels_.partial_bytes(shape_of(cut)));
     char* const partials = memory_ + size_t(schedule_.threads()) * workspace_ + partials_[number_of(cut)] +
                            size_t((place.unit - cut.first_unit) * cut.parts) * bytes;
     task.partial = partials + size_t(place.part) * bytes;

@@ -72,7 +72,7 @@ class Call {
   void run(const TensorView& out, const TensorView& lse);
   void run_to_states();
 
- private:
+ protected:  // GradientCall adds to it
   struct Sizes {
     int64_t batch, heads, tokens, channels;
   };
@@ -91,11 +91,13 @@ class Call {
   bool check_output();
   StateRows rows_of_states(const TensorView& x) const;
   void compute();
+  void use_inputs();
   bool integers_fit(const Integers& x, const char* name, bool one_for_all);
   void use_contiguous(const TensorView& x, const char*& data, Strides& strides);
   void use_scales(const TensorView& x, const char*& data, Strides& strides) const;
   Strides rows_of(const TensorView& x) const;
 
+  bool check_shape(const TensorView& x, const char* name, const Shape& expected);
   bool refuse(Rule rule, const char* argument, const char* other = "");
   bool refuse_shape(Rule rule, const char* argument, const Shape& shape, const Shape& expected);
   bool refuse_size(Rule rule, const char* argument, const char* axis, int64_t number, int64_t expected,

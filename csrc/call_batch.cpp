@@ -24,9 +24,7 @@ bool Call::check_output() {
     refusal_.type = out.type, refusal_.expected_type = a_.out_type;
     return refuse(Rule::dtype_as, "out", options_.out_type == DType::none ? "q" : "out_dtype");
   }
-  const Shape expected = out_shape(), shape = out.whole_shape();
-  if (shape.axes != expected.axes || !std::equal(shape.sizes, shape.sizes + shape.axes, expected.sizes))
-    return refuse_shape(Rule::shape, "out", shape, expected);
+  if (!check_shape(out, "out", out_shape())) return false;
   if (!out.data) return true;
   if (!out.writable) return refuse(Rule::read_only, "out");
   if (!has_distinct_elements(out.shape, out.strides, out.axes, bytes_of(out.type)))
@@ -104,6 +102,12 @@ void Call::run(const TensorView& out, const TensorView& lse) {
 
 void Call::compute() {
   if (subtrees_) a_.subtrees = rows_of_states(*subtrees_);
+  use_inputs();
+  if (subtrees_) merge(a_);
+  else attend(a_);
+}
+
+void Call::use_inputs() {
   use_contiguous(*q_, a_.q, a_.q_strides);
   for (size_t i = 0; i < stores_.size(); i++) {
     const Tensor &k = *tensors_[2 * i], &v = *tensors_[2 * i + 1];
@@ -118,8 +122,6 @@ void Call::compute() {
   const std::vector<Sequence>& sequences = sequences_.finish();
   a_.sequences = sequences.data();
   a_.sequence_count = int64_t(sequences.size());
-  if (subtrees_) merge(a_);
-  else attend(a_);
 }
 
 // The memory of a tensor with contiguous channels: its own, or that of a copy.
@@ -143,6 +145,12 @@ Strides Call::rows_of(const TensorView& x) const {
     y.strides[0] = 0;
   }
   return strides_of(y, options_.layout);
+}
+
+bool Call::check_shape(const TensorView& x, const char* name, const Shape& expected) {
+  const Shape shape = x.whole_shape();
+  return (shape.axes == expected.axes && std::equal(shape.sizes, shape.sizes + shape.axes, expected.sizes)) ||
+         refuse_shape(Rule::shape, name, shape, expected);
 }
 
 bool Call::refuse(Rule rule, const char* argument, const char* other) {

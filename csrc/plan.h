@@ -9,6 +9,7 @@
 //   split     the keys between two cuts. Cuts are at fixed multiples of absolute key numbers; each split is attended by
 //             itself, and their states are merged in the order of a balanced tree (kernels/merge_tree.h)
 //   block     keys that a loop takes at once, a fraction of a split, also at fixed multiples
+//   chunk     in the backward pass: rows of one sequence and KV head that a thread takes at a time, over all their keys
 //   tile      rows that fill the lanes of a register tile
 //
 // The result must be the same to the last bit for any number of threads and any batch around a sequence, and for any
@@ -71,6 +72,15 @@ inline int64_t rows_per_unit(const Work& work, const Sizes& sizes, int64_t seque
   const int64_t wanted = ceil_div(4 * threads, sequences_and_heads);  // units from each sequence and head
   const int64_t most = std::min({max_rows_per_unit, fit, threads > 1 ? ceil_div(rows, wanted) : rows});
   return std::max<int64_t>(1, most / sizes.tile_rows) * sizes.tile_rows;
+}
+
+// Rows of a chunk, which is a task of the backward pass: as many as their q, dout (twice each) and dq leave room for in
+// L2. What it adds to dk and dv is rounded by itself: so this follows from the sizes of a row alone.
+constexpr int64_t max_rows_per_chunk = 1024, chunk_bytes = 8 << 20;
+
+constexpr int64_t rows_per_chunk(const Sizes& sizes) {
+  const int64_t row = (3 * sizes.head_dim + 2 * sizes.v_head_dim + 1) * sizes.element_bytes;
+  return std::max<int64_t>(1, std::min(max_rows_per_chunk, chunk_bytes / row) / sizes.tile_rows) * sizes.tile_rows;
 }
 
 }  // namespace gqa

@@ -8,7 +8,7 @@ namespace gqa {
 // One name for each sentence.
 // clang-format off
 #define GQA_RULES(X) \
-  /* of kinds */                       X(tensor_kind) X(quantized) X(byte_order) X(float_dtype) X(mask_dtype) \
+  /* of kinds */                       X(tensor_kind) X(quantized) X(byte_order) X(float_dtype) X(mask_dtype) X(mask_grad) \
     X(scale_dtype) X(integer_dtype) X(dtype_as) X(out_dtype) X(device) X(exchange) X(integer) X(flag) X(real) \
     X(window_kind) X(layout_kind) X(dtype_name) X(stores) X(table) \
   /* of values */                      X(layout_name) X(bounds) X(at_least) X(finite) X(magnitude) X(not_negative) \

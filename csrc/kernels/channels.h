@@ -160,7 +160,7 @@ template <class T> class ChannelsInLanes {
     for (int i = 0; i < R; i++)
       for (T* x = o + i * states.stride; x < o + (i + 1) * states.stride; x += w) store(x, load(x) * alpha[0][i]);
     const bool select =
-        (edges || masked || hidden) && !values_are_finite<T>(block_, from, range.to, int(a_.v_head_dim));
+        (edges || masked || hidden) && !values_are_finite<T>(block_.values(), from, range.to, int(a_.v_head_dim));
     const StreamRows<streams<T, R>> v(keys, block_.v + from, buffers_.zeros);
     products_.template accumulate<R>(block_, from, keys, v, select, buffers_.s, o, states.stride);
   }

@@ -4,6 +4,7 @@
 // statics with constructors, exceptions or allocation: an inline function shared with another instruction set's copy
 // could be the one that the linker keeps for everybody.
 #include "channels.h"
+#include "gradient_loop.h"
 #include "merge_tree.h"
 #include "quantization.h"
 #include "rotary.h"
@@ -156,6 +157,8 @@ constexpr KernelsOf kernels_of = {tile_lanes<T>,
                                   attend<T>,
                                   merge<T>,
                                   merge_subtrees<T>,
+                                  gradient_bytes<T>,
+                                  differentiate<T>,
                                   rotate<T>};
 
 }  // namespace

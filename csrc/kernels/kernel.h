@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../attention.h"
+#include "../gradients.h"
 #include "../program_plan.h"
 #include "../quantization.h"
 #include "../rotary.h"
@@ -52,6 +53,34 @@ struct TaskShape {
   const ProgramPlan* program;
 };
 
+// Keys of a block of the backward pass, which begin at their multiples.
+constexpr int64_t gradient_block = 96;
+
+// Whether a task is the first, or the last, to add to a block of dk and dv.
+struct Turn {
+  bool first, last;
+};
+
+// A task of the backward pass is rows [row_begin, row_end) of one sequence and KV head, over all keys that they attend.
+// Blocks come in rising order. What several tasks add up in the same memory they add in a fixed order: each waits for
+// its turn at a block of keys, and then passes it on.
+struct GradientTask {
+  const Sequence* sequence;
+  int64_t kv_head;
+  int64_t row_begin, row_end;
+  RowTensor dk_sums, dv_sums;  // where sums of dk and dv are kept, in the compute type
+  double* dsinks;              // of the heads of the group: what this task adds; null: not wanted
+  int64_t blocks;              // of the longest sequence
+
+  void* turns;
+  Turn (*await_keys)(void* turns, int64_t block);
+  void (*pass_keys)(void* turns, int64_t block);
+  // The same for dmask, null unless tasks share elements of it. Every task takes part in every block, 0 to `blocks`;
+  // the last is where sums over all keys are added.
+  void (*await_mask)(void* turns, int64_t block);
+  void (*pass_mask)(void* turns, int64_t block);
+};
+
 // One arithmetic.
 struct KernelsOf {
   int64_t tile_rows;              // rows of a register tile: tasks with rows in lanes start at its multiples
@@ -64,6 +93,9 @@ struct KernelsOf {
   void (*merge)(const Attention&, const Task& task, int64_t parts, size_t stride, void* workspace);
   // Merges the subtrees of the task's sequence, whose numbers are within the task's splits, and writes the output.
   void (*merge_subtrees)(const Attention&, const Task& task, void* workspace);
+  // The backward pass.
+  size_t (*gradient_bytes)(const TaskShape&);
+  void (*differentiate)(const Gradients&, const GradientTask&, void* workspace);
   // Tokens [begin, end) of all batch entries, counted one entry after another.
   void (*rotate)(const Rotary&, int64_t begin, int64_t end);
 };

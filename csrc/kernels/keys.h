@@ -38,11 +38,22 @@ template <class F> GQA_INLINE void with_cache_type(DType type, F f) {
 
 constexpr int max_keys = channels_block;
 
+// Rows of keys, or of values, and what each is to be multiplied with (i8 only).
+struct TokenRows {
+  int count;
+  DType type;
+  const char* const* row;
+  const float* scale;
+};
+
 struct KeyBlock {
   int count;
   DType k_type, v_type;
   const char *k[max_keys], *v[max_keys];               // the row of each key: head_dim or v_head_dim channels
-  float k_scale[max_keys + 1], v_scale[max_keys + 1];  // what a row is to be multiplied with (i8 only)
+  float k_scale[max_keys + 1], v_scale[max_keys + 1];  // as in TokenRows
+
+  TokenRows keys() const { return {count, k_type, k, k_scale}; }
+  TokenRows values() const { return {count, v_type, v, v_scale}; }
 };
 
 // Where the block ends that key `begin` of a sequence is in: before key `end`, or where the next multiple of `size` is.

@@ -41,18 +41,25 @@ template <class T> GQA_INLINE Vec<T> to_base2_lanes(Vec<T> x) {
 }
 template <class T> GQA_INLINE T to_natural(T x) { return x * ln2<T>; }
 
-// What becomes of a row with the state (m, l), m in base 2: its o times `scale` is the output.
+// The softmax's denominator, sum * 2^top, of a row with the state (m, l), m in base 2: with the head's sink, if it has
+// one. What was relative to m is to be multiplied with `rescale`.
+template <class T> struct Denominator {
+  T top, sum, rescale;
+};
+template <class T> GQA_INLINE Denominator<T> denominator(const Attention& a, int64_t head, T m, T l) {
+  if (!a.sinks || a.sinks[head] == -infinity<double>) return {m, l, 1};
+  const T sink = to_base2<T>(a.sinks[head]), top = m > sink ? m : sink, rescale = exp2_of(m - top);
+  return {top, l * rescale + exp2_of(sink - top), rescale};
+}
+
+// What becomes of such a row: its o times `scale` is the output.
 template <class T> struct End {
   T scale, lse;
 };
 template <class T> GQA_INLINE End<T> end_of_row(const Attention& a, int64_t head, T m, T l) {
-  if (a.sinks && a.sinks[head] != -infinity<double>) {
-    const T sink = to_base2<T>(a.sinks[head]), top = m > sink ? m : sink;
-    const T rescale = exp2_of(m - top), sum = l * rescale + exp2_of(sink - top);
-    return {rescale / sum, a.lse ? to_natural(top + log2_of(sum)) : T(0)};
-  }
-  if (l == 0) return {0, -infinity<T>};
-  return {1 / l, a.lse ? to_natural(m + log2_of(l)) : T(0)};
+  const Denominator<T> d = denominator(a, head, m, l);
+  if (d.sum == 0) return {0, -infinity<T>};
+  return {d.rescale / d.sum, a.lse ? to_natural(d.top + log2_of(d.sum)) : T(0)};
 }
 
 }  // namespace

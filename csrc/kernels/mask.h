@@ -50,14 +50,14 @@ MaskCover mask_row(const Attention& a, const Sequence& sequence, int64_t head, i
   return cover;
 }
 
-// Whether the values of the keys [from, to) of a block hold no NaN and no infinity.
-template <class T> bool values_are_finite(const KeyBlock& block, int from, int to, int v_head_dim) {
+// Whether the rows [from, to) of a block's values hold no NaN and no infinity.
+template <class T> bool values_are_finite(const TokenRows& tokens, int from, int to, int v_head_dim) {
   bool finite = true;
-  with_cache_type(block.v_type, [&](auto s) {
+  with_cache_type(tokens.type, [&](auto s) {
     using S = decltype(s);
     for (int j = from; j < to; j++) {
       Vec<T> poison{};  // 0, or NaN once a value was not finite
-      const S* row = reinterpret_cast<const S*>(block.v[j]);
+      const S* row = reinterpret_cast<const S*>(tokens.row[j]);
       int c = 0;
       for (; c + width<T> <= v_head_dim; c += width<T>) poison += load_as<T, S>(row + c) * T(0);
       if (c < v_head_dim) poison += load_as<T, S>(row + c, v_head_dim - c) * T(0);

@@ -1,5 +1,5 @@
 // pack.h: a block of keys or values as contiguous panels of `tile_height` scalars, converted to the compute type, so
-// that one step of a tile reads its scalars side by side. Worth its cost where several row tiles share the block.
+// that one step of a tile reads its scalars side by side. Worth its cost where several row tiles share the tokens.
 #pragma once
 
 #include "keys.h"
@@ -21,15 +21,15 @@ template <class T> constexpr int64_t value_panels_size(int64_t v_head_dim) {
 }
 
 // Panels of tile_height keys: panel[d][key]. Keys past the last repeat it.
-template <class T, class S> void pack_keys_of(const KeyBlock& block, int head_dim, T* panels) {
+template <class T, class S> void pack_keys_of(const TokenRows& tokens, int head_dim, T* panels) {
   constexpr int w = width<T>, vectors = panel_width<T> / w;
-  for (int first = 0; first < block.count; first += tile_height) {
+  for (int first = 0; first < tokens.count; first += tile_height) {
     const S* rows[panel_width<T>];
     T scales[panel_width<T>];
     for (int i = 0; i < panel_width<T>; i++) {
-      const int key = first + i < block.count ? first + i : block.count - 1;
-      rows[i] = reinterpret_cast<const S*>(block.k[key]);
-      scales[i] = sizeof(S) == 1 ? T(block.k_scale[key]) : T(1);
+      const int key = first + i < tokens.count ? first + i : tokens.count - 1;
+      rows[i] = reinterpret_cast<const S*>(tokens.row[key]);
+      scales[i] = sizeof(S) == 1 ? T(tokens.scale[key]) : T(1);
     }
     int d = 0;
     for (; d + w <= head_dim; d += w, panels += w * panel_width<T>) {
@@ -53,17 +53,17 @@ template <class T, class S> void pack_keys_of(const KeyBlock& block, int head_di
 }
 
 // Panels of the channels that `cover` names: panel[key][channel]. Returns whether every value is finite.
-template <class T, class S> bool pack_values_of(const KeyBlock& block, int v_head_dim, T* panels) {
+template <class T, class S> bool pack_values_of(const TokenRows& tokens, int v_head_dim, T* panels) {
   constexpr int w = width<T>;
   Vec<T> poison{};  // 0, or NaN once a value was not finite
-  for (int j = 0; j < block.count; j++) {
-    const S* row = reinterpret_cast<const S*>(block.v[j]);
+  for (int j = 0; j < tokens.count; j++) {
+    const S* row = reinterpret_cast<const S*>(tokens.row[j]);
     T* to = panels + j * panel_width<T>;
     cover(v_head_dim, [&](auto height, int first) {
       for (int c = 0; c < height.value; c += w) {
         const int left = v_head_dim - first - c;
         Vec<T> x = left >= w ? load_as<T, S>(row + first + c) : load_as<T, S>(row + first + c, left);
-        if (sizeof(S) == 1) x *= T(block.v_scale[j]);
+        if (sizeof(S) == 1) x *= T(tokens.scale[j]);
         poison += x * T(0);
         store(to + c, x);
       }
@@ -73,12 +73,12 @@ template <class T, class S> bool pack_values_of(const KeyBlock& block, int v_hea
   return fold<T, 1>(poison, [](Vec<T> a, Vec<T> b) { return a + b; })[0] == 0;
 }
 
-template <class T> void pack_keys(const KeyBlock& block, int head_dim, T* panels) {
-  with_cache_type(block.k_type, [&](auto s) { pack_keys_of<T, decltype(s)>(block, head_dim, panels); });
+template <class T> void pack_keys(const TokenRows& tokens, int head_dim, T* panels) {
+  with_cache_type(tokens.type, [&](auto s) { pack_keys_of<T, decltype(s)>(tokens, head_dim, panels); });
 }
-template <class T> bool pack_values(const KeyBlock& block, int v_head_dim, T* panels) {
+template <class T> bool pack_values(const TokenRows& tokens, int v_head_dim, T* panels) {
   bool finite = false;
-  with_cache_type(block.v_type, [&](auto s) { finite = pack_values_of<T, decltype(s)>(block, v_head_dim, panels); });
+  with_cache_type(tokens.type, [&](auto s) { finite = pack_values_of<T, decltype(s)>(tokens, v_head_dim, panels); });
   return finite;
 }
 

@@ -163,7 +163,7 @@ template <class T> class RowTileLoop {
 
   bool all_finite(PanelBlock<T>& block) const {
     if (!block.finite_known) {
-      block.finite = values_are_finite<T>(block.keys, 0, block.keys.count, v_head_dim_);
+      block.finite = values_are_finite<T>(block.keys.values(), 0, block.keys.count, v_head_dim_);
       block.finite_known = true;
     }
     return block.finite;

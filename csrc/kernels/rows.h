@@ -131,8 +131,8 @@ template <class T> class RowsInLanes {
     block.v = buffers_.v + index * value_panels_size<T>(a_.v_head_dim);
     block.k_packed = block.keys.k_type != type_of<T> || worth_packing(block.keys.k, block.keys.count);
     block.v_packed = block.keys.v_type != type_of<T> || worth_packing(block.keys.v, block.keys.count);
-    if (block.k_packed) pack_keys(block.keys, int(a_.head_dim), block.k);
-    if (block.v_packed) block.finite = pack_values(block.keys, int(a_.v_head_dim), block.v);
+    if (block.k_packed) pack_keys(block.keys.keys(), int(a_.head_dim), block.k);
+    if (block.v_packed) block.finite = pack_values(block.keys.values(), int(a_.v_head_dim), block.v);
     block.finite_known = block.v_packed;
     loop_.load_program_keys(block);
     return stop;

@@ -48,6 +48,9 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
   bool edges;     // some row does not attend some key, or a lane's keys end early
   int whole[2];   // edges: the steps [0] to [1] need no masking
   const BlockProgram<T>* program = nullptr;
+  // Lies as s does: where the functions of the score leave the derivatives of what they give by what they take, in the
+  // same units. Null: not wanted.
+  T* slope = nullptr;
 
   // Everything that happens to scores; `top` is the maximum of each lane then. Returns whether the program made some of
   // them -infinity.
@@ -92,9 +95,18 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
 
   // Takes natural units; unit: log2(e) to give base 2, as in_natural_units says, 1 where a program follows.
   void soft_cap(T cap, T unit) const {
-    each_step(0, steps, 1, [=](int, T* x) {
-      for (int v = 0; v < N; v++) store(x + v * w, tanh<T>(load(x + v * w) / cap) * (cap * unit));
-    });
+    if (slope)
+      each_step(0, steps, 1, [=, offset = slope - s](int, T* x) {
+        for (int v = 0; v < N; v++) {
+          const Vec<T> y = tanh<T>(load(x + v * w) / cap);
+          store(x + offset + v * w, T(1) - y * y);
+          store(x + v * w, y * (cap * unit));
+        }
+      });
+    else
+      each_step(0, steps, 1, [=](int, T* x) {
+        for (int v = 0; v < N; v++) store(x + v * w, tanh<T>(load(x + v * w) / cap) * (cap * unit));
+      });
   }
 
   static GQA_INLINE Vec<T> biased(Vec<T> score, Vec<T> b) { return b == -infinity<T> ? b : score + b; }

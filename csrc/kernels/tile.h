@@ -57,6 +57,16 @@ GQA_INLINE void multiply_selecting(Tile<T, M, N>& tile, A a, const T* b, int dep
     });
 }
 
+// As multiply, but where a scalar is 0 nothing is added.
+template <class T, int M, int N, class A>
+GQA_INLINE void multiply_selected(Tile<T, M, N>& tile, A a, const T* b, int depth) {
+  for (int k = 0; k < depth; k++, b += tile_lanes<T>)
+    each<M, N>([&](int i, int v) {
+      const T x = a(k, i);
+      if (x != 0) tile.at[i][v] += splat(x) * load(b + v * width<T>);
+    });
+}
+
 // Calls f(integral_constant M, first) for consecutive tiles of M scalars that cover n: full ones, then 4s, then 1s.
 template <int M> struct Height {
   static constexpr int value = M;

@@ -1,11 +1,8 @@
 // attention.cpp: the extension's functions `attention` and `infer_shapes`.
-#include <algorithm>
-#include <string>
-
 #include "bindings.h"
 #include "calls.h"
 #include "refusals.h"
-#include "scalars.h"
+#include "tables.h"
 
 namespace gqa {
 namespace {
@@ -43,19 +40,6 @@ PyObject* attention(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (!call.list_batch(kv_lengths.view(), query_offset.view())) raise(call.refusal());
     return compute(call, arguments.options, arguments.tensors[0]);
   });
-}
-
-// Numbers of which only the shape may be known: a tuple (shape, name of the dtype) of integers.
-IntegerList described_integers(PyObject* object, const char* name) {
-  if (!PyTuple_CheckExact(object) || PyTuple_GET_SIZE(object) != 2 || !PyTuple_CheckExact(PyTuple_GET_ITEM(object, 0)))
-    return IntegerList(object, name);
-  const py::object dtype = py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(object, 1));
-  const auto type = dtype.cast<std::string>();
-  if (type.rfind("int", 0) != 0 && type.rfind("uint", 0) != 0) refuse(Rule::integer_dtype, name, dtype);
-  const auto sizes = py::reinterpret_borrow<py::tuple>(PyTuple_GET_ITEM(object, 0));
-  Shape shape{int(sizes.size()), {}};
-  for (int i = 0; i < std::min(shape.axes, max_axes); i++) shape.sizes[i] = sizes[size_t(i)].cast<int64_t>();
-  return IntegerList(shape);
 }
 
 // The same arguments, each tensor a tuple (shape, name of the dtype): ((out's shape, dtype), (lse's shape, dtype)).

@@ -20,6 +20,7 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
   set_package(m);
   bind_attention(m);
   bind_views(m);
+  bind_gradients(m);
   bind_program(m);
   bind_pages(m);
   bind_quantization(m);

@@ -8,6 +8,7 @@ namespace gqa {
 namespace py = pybind11;
 
 void bind_attention(py::module_& m);
+void bind_gradients(py::module_& m);
 void bind_program(py::module_& m);
 void bind_pages(py::module_& m);
 void bind_quantization(py::module_& m);

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "options.h"
+#include "scalars.h"
 
 namespace gqa {
 
@@ -41,9 +42,15 @@ TensorView query_view(Views& views, PyObject* q);
 // The output, or (output, lse). q: the object, whose dtype a new output takes.
 py::object compute(Call& call, const OptionReader& reader, PyObject* q);
 
+// A new array, of the dtype of the object `like` where that is one of NumPy's of that type: bfloat16 is another
+// package's.
+py::array new_array(const Shape& shape, DType type, PyObject* like);
+
+// Numbers of which only the shape may be known: a tuple (shape, name of the dtype) of integers.
+IntegerList described_integers(PyObject* object, const char* name);
+
 PyObject* attend_sequences(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* attend_states(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* merge_subtrees(PyObject*, PyObject* const* args, Py_ssize_t count);
-constexpr int sequence_columns = 10, state_sequence_columns = 13, run_columns = 4;  // of their tables
 
 }  // namespace gqa

@@ -130,6 +130,8 @@ void OptionReader::read_captured(Views& views) {
   }
 }
 
+PyObject* OptionReader::mask() const { return PyTuple_GET_ITEM(tuple_, Py_ssize_t(count - 3)); }
+PyObject* OptionReader::sinks() const { return PyTuple_GET_ITEM(tuple_, Py_ssize_t(count - 2)); }
 PyObject* OptionReader::out() const { return PyTuple_GET_ITEM(tuple_, Py_ssize_t(count - 1)); }
 
 }  // namespace gqa

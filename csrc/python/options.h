@@ -24,6 +24,9 @@ class OptionReader {
   void limit_left(int64_t left) { options_.left = std::min(options_.left, left); }
 
   const Options& options() const { return options_; }
+  // The objects of some options.
+  PyObject* mask() const;
+  PyObject* sinks() const;
   PyObject* out() const;  // None: a new array
 
  private:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gqa._core import SPLIT_KEYS
 from gqa.caches.kv import KVCache
 from gqa.caches.paged import PagedKVCache
+from gqa.gradients import AttentionGradients, attention_vjp, varlen_attention_vjp
 from gqa.quantization import Quantized, quantize
 from gqa.rotary_embedding import rotary, rotary_tables
 from gqa.runtime import get_num_threads, info, read_environment, set_num_threads
@@ -35,10 +36,12 @@ del read_environment
 __version__ = info()["version"]
 __all__ = [
     "SPLIT_KEYS",
+    "AttentionGradients",
     "KVCache",
     "PagedKVCache",
     "Quantized",
     "attention",
+    "attention_vjp",
     "get_num_threads",
     "infer_shapes",
     "info",
@@ -49,6 +52,7 @@ __all__ = [
     "set_num_threads",
     "trace",
     "varlen_attention",
+    "varlen_attention_vjp",
 ]
 
 

@@ -77,6 +77,30 @@ def attend_pages(
 ) -> Any: ...
 def int_list(name: str, value: Any, count: int | None, /) -> list[int]: ...
 def quantize(name: str, x: Array, /) -> tuple[Array, Array]: ...
+
+# (dout, q, k, v, out, lse, dlse), query_offset, kv_lengths, mask_grad, options: (dq, dk, dv, dmask, dsinks)
+def attention_vjp(
+    tensors: tuple[Any, Any, Any, Any, Any, Any, Any],
+    query_offset: Any,
+    kv_lengths: Any,
+    mask_grad: Any,
+    options: Options,
+    /,
+) -> tuple[Any, Any, Any, Any, Any]: ...
+def check_attention_vjp(
+    tensors: tuple[Any, Any, Any, Any, Any, Any, Any],
+    query_offset: Any,
+    kv_lengths: Any,
+    mask_grad: Any,
+    options: Options,
+    /,
+) -> None: ...
+def sequences_vjp(
+    tensors: tuple[Any, Any, Any, Any, Any, Any, Any],
+    tables: tuple[Any, Any, tuple[int, int, int]],
+    options: Options,
+    /,
+) -> tuple[Any, Any, Any, Any, Any]: ...
 def rotary(x: Any, cos: Any, sin: Any, positions: Any, interleaved: Any, layout: Any, num_threads: Any, /) -> Any: ...
 def merge_states(outs: tuple[Any, ...], lses: tuple[Any, ...], out: Any, lse: Any, num_threads: Any, /) -> None: ...
 def as_array(name: str, x: Any, /) -> Array: ...

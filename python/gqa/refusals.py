@@ -22,6 +22,10 @@ SENTENCES: dict[str, tuple[type[Exception], str]] = {
     "byte_order": (TypeError, "{argument} has dtype {value.str!r}, expected native byte order"),
     "float_dtype": (TypeError, "{argument} has dtype {dtype}, expected " + _FLOATS + "{hint}"),
     "mask_dtype": (TypeError, "{argument} has dtype {dtype}, expected bool, " + _FLOATS),
+    "mask_grad": (
+        TypeError,
+        "{argument} has dtype bool, which has no gradient; expected " + _FLOATS + " with mask_grad",
+    ),
     "scale_dtype": (
         TypeError,
         "{argument} has data of {value[0]} and a scale of {value[1]}, expected int8 and float32",

@@ -9,7 +9,7 @@ import numpy as np
 from gqa.arguments import AnyArray, Array, as_array, int_array, lengths_array
 from gqa.options import Options
 from gqa.scores.tracing import MaskMod, ScoreMod, bind
-from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Table, as_tensors, attend_sequences
+from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Table, Tensor, as_tensors, attend_sequences
 from gqa.signatures import AnyTensor, Flag, Real, ScoredOptions, Whole, Window
 
 if TYPE_CHECKING:
@@ -113,6 +113,19 @@ def varlen_attention(
     True
     """
     q, (k, v) = as_array("q", q), as_tensors(k, v)
+    sequences, runs, mask_shape = packed_tables(q, k, v, cu_seqlens_q, cu_seqlens_k, kv_lengths)
+    options = Options(
+        layout="bshd", causal=causal, window=window, scale=scale, softcap=softcap, return_lse=return_lse,
+        num_threads=num_threads, mask=mask, sinks=sinks, out=out, out_dtype=out_dtype,
+        program=bind(score_mod, mask_mod),
+    )  # fmt: skip
+    return attend_sequences(q, [(k, v)], sequences, runs, options, mask_shape=mask_shape)
+
+
+def packed_tables(
+    q: Array, k: Tensor, v: Tensor, cu_seqlens_q: Any, cu_seqlens_k: Any, kv_lengths: Any
+) -> tuple[Table, Table, tuple[int, int, int]]:
+    """The tables of a packed batch: its sequences, the run of keys of each, and what a mask broadcasts to."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if len(x.shape) != 3:
             raise ValueError(f"{name} has shape {x.shape}, expected (tokens, heads, head_dim)")
@@ -137,12 +150,7 @@ def varlen_attention(
     runs = np.zeros((count, RUN_COLUMNS), np.int64)
     runs[:, 2] = k_ends[:-1]
     runs[:, 3] = keys
-    options = Options(
-        layout="bshd", causal=causal, window=window, scale=scale, softcap=softcap, return_lse=return_lse,
-        num_threads=num_threads, mask=mask, sinks=sinks, out=out, out_dtype=out_dtype,
-        program=bind(score_mod, mask_mod),
-    )  # fmt: skip
-    return attend_sequences(q, [(k, v)], sequences, runs, options, mask_shape=mask_shape)
+    return sequences, runs, mask_shape
 
 
 def _boundaries(name: str, value: Any, tokens: int) -> Table:

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 
 
-def attention(
+def attention(q, *args, layout="bhsd", **options):
+    """Returns (out, lse) in float64; the arguments are those of gqa.attention."""
+    x = forward(q, *args, layout=layout, **options)
+    # Masked keys are left out, not multiplied by 0: what they hold must not matter.
+    out = np.zeros((*x.weights.shape[:3], x.values.shape[3]))
+    for b, h, i in np.ndindex(*x.weights.shape[:3]):
+        seen = x.allowed[b, h, i]
+        out[b, h, i] = x.weights[b, h, i][seen] @ x.values[b, h][seen]
+    out, lse = (y.swapaxes(1, 2) if layout == "bshd" else y for y in (out, x.lse))
+    return (out, lse) if q.ndim == 4 else (out[0], lse[0])
+
+
+def forward(
     q, k=None, v=None, *, past_key=None, past_value=None, mask=None, causal=False, query_offset=None, window=None,
     kv_lengths=None, scale=None, softcap=0.0, sinks=None, layout="bhsd", score_mod=None, mask_mod=None,
 ):  # fmt: skip
-    """Returns (out, lse) in float64; the arguments are those of gqa.attention."""
+    """What attention is made of, all with the axes (batch, query heads, queries or keys, ...), in float64.
+
+    q; keys and values, repeated for each head of a group; the scale; weights, whose sum is 1 less the sink's; allowed:
+    the keys attended; slope: the derivative of capped scores; lse.
+    """
     batched = q.ndim == 4
     tensors = [x if x is None else wide(x) for x in (q, k, v, past_key, past_value)]
     if not batched:
@@ -20,7 +38,8 @@ def attention(
     keys = np.concatenate([x for x in (past_key, k) if x is not None], axis=2)
     values = np.concatenate([x for x in (past_value, v) if x is not None], axis=2)
     batch, heads, queries, head_dim = q.shape
-    group, total = heads // keys.shape[1], keys.shape[2]
+    kv_heads, total = keys.shape[1:3]
+    keys, values = (np.repeat(x, heads // kv_heads, 1) for x in (keys, values))
 
     lengths = np.full(batch, total) if kv_lengths is None else np.atleast_1d(np.asarray(kv_lengths))
     offsets = lengths - queries if query_offset is None else np.broadcast_to(query_offset, batch)
@@ -37,9 +56,12 @@ def attention(
 
     scale = 1 / np.sqrt(max(head_dim, 1)) if scale is None else scale
     with np.errstate(all="ignore"):
-        scores = np.einsum("bhid,bhjd->bhij", q, np.repeat(keys, group, 1)) * scale
+        scores = np.einsum("bhid,bhjd->bhij", q, keys) * scale
+        slope = np.ones_like(scores)
         if softcap > 0:
-            scores = softcap * np.tanh(scores / softcap)
+            scores = np.tanh(scores / softcap)
+            slope = 1 - scores**2
+            scores = softcap * scores
         allowed = np.broadcast_to(allowed[:, None], scores.shape)
         where = np.arange(batch)[:, None, None, None], np.arange(heads)[:, None, None], position[:, None, :, None], j
         if score_mod is not None:
@@ -61,15 +83,10 @@ def attention(
         total_weight = weights.sum(-1) + np.exp(sink - top)
         lse = top + np.log(total_weight)
         weights /= np.where(total_weight == 0, 1, total_weight)[..., None]
-        # Masked keys are left out, not multiplied by 0: what they hold must not matter.
-        values = np.repeat(values, group, 1)
-        out = np.zeros((*scores.shape[:3], values.shape[3]))
-        for b, h, i in np.ndindex(*scores.shape[:3]):
-            seen = allowed[b, h, i]
-            out[b, h, i] = weights[b, h, i][seen] @ values[b, h][seen]
-    if layout == "bshd":
-        out, lse = out.swapaxes(1, 2), lse.swapaxes(1, 2)
-    return (out, lse) if batched else (out[0], lse[0])
+    return SimpleNamespace(
+        q=q, keys=keys, values=values, kv_heads=kv_heads, scale=scale, weights=weights, allowed=allowed, slope=slope,
+        sink=sink, lse=lse,
+    )  # fmt: skip
 
 
 def wide(x):
