@@ -90,6 +90,7 @@ def flex_pairs(heads: tuple[int, int, int], threads: int) -> dict[str, tuple[Run
     torch: Any = importlib.import_module("torch")
     flex: Any = importlib.import_module("torch.nn.attention.flex_attention")
     torch.set_num_threads(threads)
+    torch._dynamo.config.recompile_limit = 64  # past it torch computes without the compiler
     compiled = torch.compile(flex.flex_attention, dynamic=False)
     q, k, v = tensors(heads, 2048, 2048)
     tq, tk, tv = (torch.from_numpy(x) for x in (q, k, v))
@@ -169,12 +170,15 @@ def overheads() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="a regular expression on names")
+    parser.add_argument("--shapes", default="", help="a regular expression on heads, such as 12/12/64")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--torch", action="store_true")
     arguments = parser.parse_args()
     overheads()
     for shape, heads in SHAPES.items():
+        if not re.search(arguments.shapes, shape):
+            continue
         found = pairs(heads, arguments.threads)
         if arguments.torch:
             found |= flex_pairs(heads, arguments.threads)
