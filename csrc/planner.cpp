@@ -17,6 +17,7 @@ Planned::Planned(const ScoreProgram& program, bool one_head) : program_(program)
   }
   // A value stays where another list, or whoever runs the program, reads it.
   const std::vector<bool> needed = needed_for(all, false);
+  find_fused(needed);
   std::vector<bool> stays(count, false);
   for (size_t v = 0; v < count; v++)
     if (needed[v])
@@ -86,7 +87,7 @@ StepList Planned::list(const Values& order, Rate rate, const std::vector<bool>& 
   const std::vector<Instruction>& instructions = program_.instructions();
   std::vector<size_t> last_use(instructions.size(), 0);
   for (size_t i = 0; i < order.size(); i++)
-    for (const int32_t operand : instructions[size_t(order[i])].operands) last_use[size_t(operand)] = i;
+    for (const int32_t operand : operands_of(size_t(order[i]))) last_use[size_t(operand)] = i;
 
   std::vector<Step>& steps = steps_.emplace_back();
   std::vector<int32_t> free;
@@ -97,8 +98,10 @@ StepList Planned::list(const Values& order, Rate rate, const std::vector<bool>& 
       at_[v] = {Rate::full, 0};
       continue;
     }
-    Step step = step_of(instruction);
-    for (const int32_t operand : instruction.operands) {
+    if (fused_[v]) continue;
+    const Values operands = operands_of(v);
+    Step step = step_of(instruction, operands);
+    for (const int32_t operand : operands) {
       const size_t o = size_t(operand);
       if (rates_[o] != rate || stays[o] || last_use[o] != i) continue;
       if (instructions[o].operation == Operation::score && !scores_may_go) continue;
@@ -119,15 +122,49 @@ StepList Planned::list(const Values& order, Rate rate, const std::vector<bool>& 
   return result;
 }
 
-Step Planned::step_of(const Instruction& instruction) {
-  std::vector<Slot>& operands = operands_.emplace_back();
-  for (const int32_t operand : instruction.operands) operands.push_back(at_[size_t(operand)]);
+// A product of scores that only a sum of scores takes is computed with it.
+void Planned::find_fused(const std::vector<bool>& needed) {
+  const std::vector<Instruction>& instructions = program_.instructions();
+  std::vector<int> uses(instructions.size(), 0);
+  for (int o = 0; o < outputs; o++)
+    if (plan_.has[o]) uses[size_t(program_.result(Output(o)))]++;
+  for (size_t v = 0; v < instructions.size(); v++)
+    if (needed[v])
+      for (const int32_t operand : instructions[v].operands) uses[size_t(operand)]++;
+  fused_.assign(instructions.size(), false);
+  for (size_t v = 0; v < instructions.size(); v++) {
+    if (!needed[v] || instructions[v].operation != Operation::add_real) continue;
+    for (const int32_t operand : instructions[v].operands) {
+      const size_t o = size_t(operand);
+      if (instructions[o].operation != Operation::mul_real || rates_[o] != Rate::full || uses[o] != 1) continue;
+      fused_[o] = true;
+      break;
+    }
+  }
+}
+
+Planned::Values Planned::operands_of(size_t value) const {
+  const Instruction& instruction = program_.instructions()[value];
+  if (instruction.operation == Operation::add_real)
+    for (size_t i = 0; i < 2; i++) {
+      const size_t o = size_t(instruction.operands[i]);
+      if (!fused_[o]) continue;
+      const Values& factors = program_.instructions()[o].operands;
+      return {factors[0], factors[1], instruction.operands[1 - i]};
+    }
+  return instruction.operands;
+}
+
+Step Planned::step_of(const Instruction& instruction, const Values& operands) {
+  std::vector<Slot>& places = operands_.emplace_back();
+  for (const int32_t operand : operands) places.push_back(at_[size_t(operand)]);
   Step step{};
   step.operation = instruction.operation;
-  step.count = uint8_t(operands.size());
+  if (instruction.operation == Operation::add_real && operands.size() == 3) step.operation = Operation::mul_add_real;
+  step.count = uint8_t(places.size());
   step.from_end = instruction.from_end;
   step.array = instruction.array;
-  step.operands = operands.data();
+  step.operands = places.data();
   step.real = instruction.real;
   step.whole = instruction.whole;
   if (instruction.operation == Operation::floordiv_whole || instruction.operation == Operation::mod_whole) {

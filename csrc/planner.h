@@ -20,11 +20,14 @@ class Planned {
   Rate rate_of(const Instruction& instruction, bool one_head) const;
   std::vector<bool> needed_for(int goal, bool full_only) const;
   StepList list(const Values& order, Rate rate, const std::vector<bool>& stays, bool scores_may_go, int32_t& slots);
-  Step step_of(const Instruction& instruction);
+  Step step_of(const Instruction& instruction, const Values& operands);
+  Values operands_of(size_t value) const;
+  void find_fused(const std::vector<bool>& needed);
 
   const ScoreProgram& program_;
   std::vector<Rate> rates_;
-  std::vector<Slot> at_;  // of each value: for values of full rate, in the list that was planned last
+  std::vector<bool> fused_;  // products that the one sum which takes them computes as well
+  std::vector<Slot> at_;     // of each value: for values of full rate, in the list that was planned last
   std::deque<std::vector<Step>> steps_;
   std::deque<std::vector<Slot>> operands_;
   ProgramPlan plan_{};

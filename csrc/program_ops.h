@@ -49,8 +49,17 @@ constexpr int kinds = 3;
   X(and_boolean, "and", boolean, "bb") X(or_boolean, "or", boolean, "bb") X(xor_boolean, "xor", boolean, "bb")
 #define GQA_SELECTIONS(X) \
   X(where_real, "where", real, "bff") X(where_whole, "where", whole, "bww") X(where_boolean, "where", boolean, "bbb")
+// What plans make of two: x * y + z.
+#define GQA_FUSED(X) X(mul_add_real, "mul_add", real, "fff")
 // clang-format on
-#define GQA_OPERATIONS(X) GQA_INPUTS(X) GQA_CONSTANTS(X) GQA_GATHERS(X) GQA_UNARY(X) GQA_BINARY(X) GQA_SELECTIONS(X)
+#define GQA_OPERATIONS(X) \
+  GQA_INPUTS(X)           \
+  GQA_CONSTANTS(X)        \
+  GQA_GATHERS(X)          \
+  GQA_UNARY(X)            \
+  GQA_BINARY(X)           \
+  GQA_SELECTIONS(X)       \
+  GQA_FUSED(X)
 
 enum class Operation : uint8_t {
 #define GQA_NAME(operation, name, result, operands) operation,
@@ -69,7 +78,7 @@ constexpr Signature signatures[] = {
     GQA_OPERATIONS(GQA_NAME)
 #undef GQA_NAME
 };
-constexpr int operations = int(sizeof signatures / sizeof signatures[0]);
+constexpr int operations = int(Operation::mul_add_real);  // that instructions may name
 constexpr const Signature& signature_of(Operation operation) { return signatures[int(operation)]; }
 
 constexpr bool is_constant(Operation operation) {

@@ -35,9 +35,8 @@ template <class T, class Wide> GQA_INLINE T to_base2(Wide x) {
   return T(y);
 }
 template <class T> GQA_INLINE Vec<T> to_base2_lanes(Vec<T> x) {
-  const Vec<T> y = x * log2e<T>, low = y < -largest<T> ? splat(-largest<T>) : y;
-  const Vec<T> clamped = low > largest<T> ? splat(largest<T>) : low;
-  return bits<Vec<Int<T>>>(x >= -largest<T>) & bits<Vec<Int<T>>>(x <= largest<T>) ? clamped : x;
+  const Vec<T> y = min(splat(largest<T>), max(splat(-largest<T>), x * log2e<T>));
+  return x - x == 0 ? y : x;  // infinities and NaN stay what they are
 }
 template <class T> GQA_INLINE T to_natural(T x) { return x * ln2<T>; }
 

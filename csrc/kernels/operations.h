@@ -190,6 +190,8 @@ template <class T> void run_operation(const Step& step, const CapturedArray* arr
     GQA_BINARY_WHOLE(and_boolean, a & b)
     GQA_BINARY_WHOLE(or_boolean, a | b)
     GQA_BINARY_WHOLE(xor_boolean, a ^ b)
+    case Operation::mul_add_real:
+      return each_vector(n, [](V a, V b, V c) __attribute__((always_inline)) { return a * b + c; }, to, x[0], x[1], x[2]);
     case Operation::where_real:
     case Operation::where_whole:
     case Operation::where_boolean:

@@ -12,7 +12,7 @@ namespace gqa {
 namespace GQA_ISA {
 namespace {
 
-constexpr int64_t strip_bytes = 16 << 10;  // of all registers
+constexpr int64_t strip_bytes = 8 << 10;  // of all registers
 
 // What a task needs to run a program.
 template <class T> struct ProgramMemory {

@@ -55,13 +55,18 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
   // Everything that happens to scores; `top` is the maximum of each lane then. Returns whether the program made some of
   // them -infinity.
   GQA_INLINE bool apply(const Attention& a, const Sequence& sequence, int64_t group, Vec<T> (&top)[N]) const {
-    bool hidden = false;
     if (a.softcap > 0) soft_cap(T(a.softcap), changes_scores(a.program) ? T(1) : log2e<T>);
-    if (program) hidden = run_program();
-    else if (bias) add_bias();
+    if (program) {
+      const bool hidden = run_program(top);
+      if (!edges) return hidden;
+      mask_edges(a, sequence, group);
+      maximum(top);
+      return hidden;
+    }
+    if (bias) add_bias();
     if (edges) mask_edges(a, sequence, group);
     maximum(top);
-    return hidden;
+    return false;
   }
 
   // Turns scores into weights 2^(s - m), where m = max(m, top), and rescales the sum l; alpha is the rescaling factor.
@@ -116,55 +121,63 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
     });
   }
 
-  // The program's scores, the bias, and the program's mask, in this order. Returns whether some score is -infinity.
-  bool run_program() const {
+  // The program's scores, the bias, and the program's mask, in this order; `top` is the maximum of each lane then.
+  // Returns whether some score is -infinity.
+  bool run_program(Vec<T> (&top)[N]) const {
     const int score = program->scores ? goal_score : 0, mask = program->hides ? goal_mask : 0;
     const int whole_from = mask ? int(min(max(0, program->whole[0]), steps)) : 0;
     const int whole_to = mask ? int(max(whole_from, min(program->whole[1], steps))) : steps;
-    Whole<T> hidden{};
-    run_goal(score | mask, 0, whole_from, hidden);
-    run_goal(score, whole_from, whole_to, hidden);
-    run_goal(score | mask, whole_to, steps, hidden);
-    T any[w];
-    store(any, bits<Vec<T>>(hidden));
+    Extremes extremes;
+    for (int v = 0; v < N; v++) extremes.high[v] = splat(-infinity<T>);
+    extremes.low = splat(infinity<T>);
+    run_goal(score | mask, 0, whole_from, extremes);
+    run_goal(score, whole_from, whole_to, extremes);
+    run_goal(score | mask, whole_to, steps, extremes);
+    for (int v = 0; v < N; v++) top[v] = extremes.high[v];
+    T low[w];
+    store(low, extremes.low);
     for (int l = 0; l < w; l++)
-      if (bits<Int<T>>(any[l])) return true;
+      if (low[l] == -infinity<T>) return true;
     return false;
   }
-  void run_goal(int goal, int from, int to, Whole<T>& hidden) const {
+  // The largest score of each lane, and the smallest of lanes of either vector; NaN aside.
+  struct Extremes {
+    Vec<T> high[N], low;
+  };
+  void run_goal(int goal, int from, int to, Extremes& extremes) const {
     if (from >= to) return;
     const auto end = [&](int t, int n, const Place<T>* results) {
       const bool score = goal & goal_score, mask = goal & goal_mask;
-      if (score && mask) end_program<true, true>(t, n, results, hidden);
-      else if (score) end_program<true, false>(t, n, results, hidden);
-      else if (mask) end_program<false, true>(t, n, results, hidden);
+      if (score && mask) end_program<true, true>(t, n, results, extremes);
+      else if (score) end_program<true, false>(t, n, results, extremes);
+      else end_program<false, true>(t, n, results, extremes);
     };
     if (goal)
       program->runner->template run<N>(goal, from, to, s, stride, program->rows, program->keys, program->first_key,
                                        end);
-    else if (bias) end_program<false, false>(from, to - from, nullptr, hidden);
+    else end_program<false, false>(from, to - from, nullptr, extremes);
   }
   // Takes natural units where the program gave scores, and gives base 2.
-  template <bool score, bool mask>
-  void end_program(int from, int n, const Place<T>* results, Whole<T>& any_hidden) const {
+  template <bool score, bool mask> void end_program(int from, int n, const Place<T>* results, Extremes& so_far) const {
     const bool with_bias = bias != nullptr;
     const int64_t offset = with_bias ? bias - s : 0;
     Place<T> x = score ? results[output_score] : Place<T>{s + int64_t(from) * stride, stride, w};
     Place<T> attended = mask ? results[output_mask] : Place<T>{};
-    Whole<T> hidden = any_hidden;
+    Extremes extremes = so_far;
     each_step(from, from + n, 1, [&](int, T* to) {
       for (int v = 0; v < N; v++) {
         Vec<T> y = load(x.at + v * x.vector);
         if (score) y = to_base2_lanes<T>(y);
         if (with_bias) y = biased(y, load(to + offset + v * w));
         if (mask) y = bits<Whole<T>>(load(attended.at + v * attended.vector)) != 0 ? y : splat(-infinity<T>);
-        hidden |= bits<Whole<T>>(y == -infinity<T>);
+        extremes.high[v] = max(y, extremes.high[v]);
+        extremes.low = min(y, extremes.low);
         store(to + v * w, y);
       }
       x.at += x.step;
       if (mask) attended.at += attended.step;
     });
-    any_hidden = hidden;
+    so_far = extremes;
   }
 
   // Masks by selection, so that a NaN behind a mask does not show.

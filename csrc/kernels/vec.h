@@ -223,6 +223,20 @@ GQA_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return _mm_max_pd(a, 
 template <class V> GQA_INLINE V max(V a, V b) { return a > b ? a : b; }
 #endif
 
+// min(a, b), and b where either is NaN.
+#if defined(__AVX512F__)
+GQA_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return _mm512_min_ps(a, b); }
+GQA_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return _mm512_min_pd(a, b); }
+#elif defined(__AVX2__)
+GQA_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a, b); }
+GQA_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return _mm256_min_pd(a, b); }
+#elif defined(__SSE4_2__)
+GQA_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return _mm_min_ps(a, b); }
+GQA_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return _mm_min_pd(a, b); }
+#else
+template <class V> GQA_INLINE V min(V a, V b) { return a < b ? a : b; }
+#endif
+
 // Rounded down, and square roots, of each lane.
 #if defined(__AVX512F__)
 GQA_INLINE Vec<float> floor(Vec<float> x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
