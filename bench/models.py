@@ -1,6 +1,6 @@
 """Whole models of transformers on gqa and on what transformers offers: prompts, and steps of decoding.
 
-python bench/models.py --dtype float32 --threads 1 [--prompt 2048] [--past 4096 16384] [--layers 4] [--intermediate 8192]
+python bench/models.py --dtype float32 --threads 1 [--prompt 2048] [--past 4096 16384] [--intermediate 8192]
 
 Times are medians of rounds in which the contestants take turns in one process; each but the first is also given as a
 multiple of the last's. Weights are random.
