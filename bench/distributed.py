@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from mpi4py import MPI
 
 import gqa
 import gqa.distributed
+from gqa.options import Options
+from gqa.sequences import table
+from gqa.subtrees import MERGE_COLUMNS, SUBTREE_COLUMNS, merge_subtrees, state_shape
 
 Q_HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 COMM = MPI.COMM_WORLD
@@ -95,8 +99,11 @@ def prompt(tokens: int, rounds: int) -> dict[str, float]:
     k, v = rng.standard_normal((2, 1, KV_HEADS, tokens, HEAD_DIM), np.float32)
     own = gqa.distributed.zigzag(tokens, COMM)
     own_q, own_k, own_v = (np.ascontiguousarray(x[:, :, own]) for x in (q, k, v))
+    everything = np.arange(tokens)
     return turns(
         rounds, local=(alone, lambda: gqa.attention(q, k, v, causal=True)),
+        threads=(alone, lambda: gqa.attention(q, k, v, causal=True, num_threads=COMM.size)),
+        one=(alone, lambda: gqa.distributed.attention(q, k, v, MPI.COMM_SELF, positions=everything, causal=True)),
         all=(together, lambda: gqa.distributed.attention(own_q, own_k, own_v, COMM, positions=own, causal=True)),
     )  # fmt: skip
 
@@ -111,6 +118,17 @@ def messages(rounds: int) -> dict[str, float]:
     return times
 
 
+def merging(rounds: int) -> float:
+    """Bytes of states a second that a rank merges."""
+    blocks = 64
+    states = np.random.default_rng(0).random(state_shape(blocks, Q_HEADS, 1, HEAD_DIM), np.float32)
+    q = np.zeros((1, Q_HEADS, 1, HEAD_DIM), np.float32)
+    merges = table([(0, 0, 1, 0, 0, blocks)], MERGE_COLUMNS)
+    numbers = table([(i, i) for i in range(blocks)], SUBTREE_COLUMNS)
+    work = partial(merge_subtrees, q, KV_HEADS, states, merges, numbers, Options())
+    return states.nbytes / turns(rounds, all=(together, work))["all"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keys", type=int, nargs="*", default=[4096, 32768, 262144], help="of decode steps")
@@ -121,6 +139,7 @@ def main() -> None:
     args = parser.parse_args()
     gqa.set_num_threads(1)
     results: dict[str, Any] = {"ranks": COMM.size, "dtype": args.dtype, "messages": messages(30 * args.rounds)}
+    results["merging"] = merging(10 * args.rounds)
     for keys in args.keys:
         rounds = args.rounds * max(1, min(20, 65536 // keys))
         results[f"decode {keys}"] = decode(keys, rounds, args.dtype)

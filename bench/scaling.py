@@ -65,7 +65,7 @@ def measured(results: dict[str, Any]) -> Machine:
     small, large = min(messages), max(messages)
     bandwidth = large * results["ranks"] / (messages[large] - messages[small])
     fixed = max(shortest["one"] - keys[0] * token / reading, 0.0)
-    return Machine(fixed, reading, messages[small], bandwidth, bandwidth)
+    return Machine(fixed, reading, messages[small], bandwidth, results["merging"])
 
 
 def print_predictions(machine: Machine, results: dict[str, Any]) -> None:

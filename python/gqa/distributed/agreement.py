@@ -66,9 +66,10 @@ def described(x: Any, whole: bool = True) -> Any:
 def _sum_of_bits(x: Array) -> int:
     if not x.flags.c_contiguous:
         x = np.ascontiguousarray(x)
-    whole = x.nbytes // 8 * 8
     octets = x.reshape(-1).view(np.uint8)
-    return int(np.add.reduce(octets[:whole].view(np.uint64))) + int(octets[whole:].sum())
+    if not (rest := x.nbytes % 8):
+        return int(np.add.reduce(octets.view(np.uint64)))
+    return int(np.add.reduce(octets[:-rest].view(np.uint64))) + int(octets[-rest:].sum())
 
 
 def agreed(comm: Communicator, function: str, arguments: dict[str, Any], work: Callable[[], Result]) -> Result:

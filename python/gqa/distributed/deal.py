@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gqa import _core
 
@@ -19,8 +20,7 @@ PIECE: int = _core.SPLIT_KEYS
 ROUNDS = 16  # in which ranks take their turns before blocks grow
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """Tokens [first, last) of a sequence, of a subtree to which `piece` belongs."""
 
     piece: int

@@ -13,7 +13,7 @@ from gqa.distributed.pieces import AT_ONCE, PIECE, Pieces
 from gqa.dtypes import compute_dtype
 from gqa.options import Options
 from gqa.quantization import Quantized
-from gqa.sequences import RUN_COLUMNS, Table, Tensor, table
+from gqa.sequences import RUN_COLUMNS, Store, Table, Tensor, table
 from gqa.subtrees import (
     MERGE_COLUMNS,
     STATE_SEQUENCE_COLUMNS,
@@ -136,7 +136,11 @@ class PromptCall:
 
     def _attend(self, block: slice, first: int, last: int, level: int, states: Array | None) -> Any:
         """Attend pieces [first, last): into the states of a level, or into the output."""
-        runs = [(i, *run) for i, piece in enumerate(range(first, last)) for run in self._pieces.runs(piece)]
+        stores: list[Store] = []
+        runs: list[tuple[int, int, int]] = []
+        for piece in range(first, last):
+            runs += [(len(stores) + rank, token, n) for rank, token, n in self._pieces.runs(piece)]
+            stores += self._pieces.stores(piece)
         origin, end = first * PIECE, min(last * PIECE, self._pieces.tokens)
         sequences, all_runs = [], []
         for start, count in _stretches(self._own[block]):
@@ -147,7 +151,7 @@ class PromptCall:
                 all_runs += [(store, b, token, n) for store, token, n in runs]
         options = self._options if states is not None else self._options._replace(out=self._rows(self._out, block))
         return attend_states(
-            self._rows(self._q, block), [self._pieces.store(piece) for piece in range(first, last)],
+            self._rows(self._q, block), stores,
             table(sequences, STATE_SEQUENCE_COLUMNS), table(all_runs, RUN_COLUMNS), options, states,
             mask_shape=self._mask_shape, whole_queries=self._pieces.tokens,
         )  # fmt: skip
@@ -167,12 +171,12 @@ class PromptCall:
         if mask is not None:
             mask = as_array("mask", mask)
             mask = among_all(np.broadcast_to(mask, (self._batch, self._q_heads, len(self._own), tokens)), 2)
-        runs = [(0, b, token, n) for b in range(self._batch) for token, n in self._pieces.runs(0)]
+        runs = [(rank, b, token, n) for b in range(self._batch) for rank, token, n in self._pieces.runs(0)]
         sequences = [
             (b, 0, tokens, 0, 0, 0, tokens, b, 0, len(runs) // self._batch, 0, tokens, 0) for b in range(self._batch)
         ]
         made = attend_states(
-            among_all(self._q, axis), [self._pieces.store(0)], table(sequences, STATE_SEQUENCE_COLUMNS),
+            among_all(self._q, axis), self._pieces.stores(0), table(sequences, STATE_SEQUENCE_COLUMNS),
             table(runs, RUN_COLUMNS), self._options._replace(mask=mask),
             mask_shape=(self._batch, tokens, tokens),
         )  # fmt: skip
