@@ -69,6 +69,7 @@ def test_short_prompts(ranks, deal, length):
     def work(comm):
         check(comm, deal, *tensors, causal=True)
         check(comm, deal, *tensors, layout="bshd", sinks=np.linspace(-1, 1, 6))
+        check(comm, deal, *tensors, mask_mod=lambda b, h, i, j: (i >= j) & (j % 5 != h % 5), softcap=2.0)
         if length <= 100:
             mask = np.random.default_rng(0).random((2, 6, length, length)) < 0.7
             check(comm, deal, *tensors, mask=mask, causal=True)
@@ -85,6 +86,7 @@ def test_prompts_of_several_pieces(ranks, pieces):
 
     def work(comm):
         check(comm, "zigzag", *tensors, causal=True, window=(3 * PIECE, None))
+        check(comm, "zigzag", *tensors, mask_mod=lambda b, h, i, j: (i >= j) & (j % 500 < 300))
         check(comm, "contiguous", *tensors, window=(100, 5), causal=False)
 
     on_ranks(ranks, work)

@@ -62,6 +62,7 @@ def test_options(ranks, layout):
     def work(comm):
         rng = np.random.default_rng(2)
         local, sharded = both(comm, 1, 2, 3 * PIECE, 8, layout=layout)
+        slopes = np.linspace(0.1, 1, 4).astype(np.float32)
         k, v = tokens(rng, 1, 2, 2 * PIECE + 9, 8)
         bhsd = layout == "bhsd"
         if not bhsd:
@@ -76,6 +77,10 @@ def test_options(ranks, layout):
                 {"sinks": np.linspace(-1, 3, 4)}, {"mask": mask}, {"causal": False, "num_threads": 2},
             ):  # fmt: skip
                 check(local, sharded, q, **options)
+            check(
+                local, sharded, q, score_mod=lambda s, b, h, i, j: s - slopes[h] * (i - j) / 100,
+                mask_mod=lambda b, h, i, j: (j % 7 != 3) & (i - j < PIECE + 77),
+            )  # fmt: skip
             half = q.astype(np.float16)
             check(local, sharded, half)
             check(local, sharded, half, out_dtype="float32")

@@ -63,6 +63,11 @@ def described(x: Any, whole: bool = True) -> Any:
     return dtype_name("the array", x), x.shape, _sum_of_bits(x) if whole else None
 
 
+def described_program(program: tuple[Any, tuple[Any, ...]] | None) -> Any:
+    """What tells score programs from others: whether there is one, and the arrays that it reads."""
+    return None if program is None else tuple(described(np.asarray(x)) for x in program[1])
+
+
 def _sum_of_bits(x: Array) -> int:
     if not x.flags.c_contiguous:
         x = np.ascontiguousarray(x)

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gqa.arguments import AnyArray, Array, as_array, dtype_name, int_array
-from gqa.distributed.agreement import Communicator, agree, agreed, check_communicator, described
+from gqa.distributed.agreement import Communicator, agree, agreed, check_communicator, described, described_program
 from gqa.distributed.prompt_call import PromptCall
 from gqa.options import Options
 from gqa.quantization import Quantized
 from gqa.rules import check_group
+from gqa.scores.tracing import MaskMod, ScoreMod, bind
 from gqa.sequences import Table, Tensor, as_tensors
 from gqa.shapes import check_shape, check_window, layout_axes
 from gqa.signatures import AnyTensor, Flag, Real, Whole, Window
@@ -39,6 +40,8 @@ def attention(
     scale: Real | None = None,
     softcap: Real = 0.0,
     sinks: AnyArray | None = None,
+    score_mod: ScoreMod | None = None,
+    mask_mod: MaskMod | None = None,
     layout: str = "bhsd",
     out: Array | None = None,
     out_dtype: Any = None,
@@ -61,7 +64,7 @@ def attention(
         are attended together, so runs of at least some hundred are fast.
     mask : ndarray, optional
         bool or float, broadcast to (B, Hq, S, T): rows are this rank's queries, columns all T tokens of the sequence.
-    causal, window, scale, softcap, sinks, layout, out, out_dtype, return_lse, num_threads
+    causal, window, scale, softcap, sinks, score_mod, mask_mod, layout, out, out_dtype, return_lse, num_threads
         As in :func:`gqa.attention`. Only out and num_threads, besides the tensors, may differ between ranks.
 
     Returns
@@ -100,7 +103,14 @@ def attention(
         "causal": causal, "window": window, "scale": scale, "softcap": softcap, "layout": layout,
         "out_dtype": str(out_dtype), "return_lse": return_lse, "mask": mask is not None,
     }  # fmt: skip
-    prompt = agreed(comm, "attention", arguments, lambda: _checked(q, k, v, positions, options, arguments))
+
+    def checked() -> tuple[_Prompt, Any]:
+        program = None if score_mod is None and mask_mod is None else bind(score_mod, mask_mod)
+        arguments["score_mod and mask_mod"] = described_program(program)
+        return _checked(q, k, v, positions, options, arguments), program
+
+    prompt, program = agreed(comm, "attention", arguments, checked)
+    options = options._replace(program=program)
     everyone = _all_positions(comm, prompt.positions)
     call = agreed(
         comm, "attention", {}, lambda: PromptCall(comm, *prompt.tensors, everyone, prompt.bounds, options)

@@ -130,8 +130,8 @@ class PromptCall:
     ) -> Any:  # fmt: skip
         return merge_subtrees(
             self._rows(self._q, block), self._kv_heads, self._waiting[:, :, : block.stop - block.start],
-            table(rows, MERGE_COLUMNS), table(slots, SUBTREE_COLUMNS), self._options._replace(mask=None, out=out),
-            states=states, whole_queries=self._pieces.tokens,
+            table(rows, MERGE_COLUMNS), table(slots, SUBTREE_COLUMNS),
+            self._options._replace(mask=None, program=None, out=out), states=states, whole_queries=self._pieces.tokens,
         )  # fmt: skip
 
     def _attend(self, block: slice, first: int, last: int, level: int, states: Array | None) -> Any:

@@ -9,15 +9,16 @@ import numpy as np
 
 from gqa.arguments import AnyArray, Array, as_array, dtype_name
 from gqa.caches.storage import storage_dtype, storage_sizes
-from gqa.distributed.agreement import Communicator, agreed, check_communicator, described
+from gqa.distributed.agreement import Communicator, agreed, check_communicator, described, described_program
 from gqa.distributed.deal import Deal
 from gqa.distributed.shard import Shard
 from gqa.dtypes import compute_dtype, dtype_named
 from gqa.options import Options
 from gqa.rules import check_group
+from gqa.scores.tracing import MaskMod, ScoreMod, bind
 from gqa.sequences import Store, Table, int_list
 from gqa.shapes import check_int, check_window, layout_axes
-from gqa.signatures import AnyTensor, Flag, Real, SequenceOptions, Whole, Window
+from gqa.signatures import AnyTensor, Flag, Real, ScoredOptions, Whole, Window
 from gqa.subtrees import attend_states, merge_subtrees, state_shape
 
 if TYPE_CHECKING:
@@ -148,17 +149,17 @@ class ShardedKVCache:
     @overload
     def attend(
         self, q: AnyArray, k: AnyTensor | None = ..., v: AnyTensor | None = ..., *, lengths: Any = ...,
-        return_lse: Literal[False] = ..., **options: Unpack[SequenceOptions],
+        return_lse: Literal[False] = ..., **options: Unpack[ScoredOptions],
     ) -> Array: ...  # fmt: skip
     @overload
     def attend(
         self, q: AnyArray, k: AnyTensor | None = ..., v: AnyTensor | None = ..., *, lengths: Any = ...,
-        return_lse: Literal[True], **options: Unpack[SequenceOptions],
+        return_lse: Literal[True], **options: Unpack[ScoredOptions],
     ) -> tuple[Array, Array]: ...  # fmt: skip
     @overload
     def attend(
         self, q: AnyArray, k: AnyTensor | None = ..., v: AnyTensor | None = ..., *, lengths: Any = ...,
-        return_lse: bool = ..., **options: Unpack[SequenceOptions],
+        return_lse: bool = ..., **options: Unpack[ScoredOptions],
     ) -> Array | tuple[Array, Array]: ...  # fmt: skip
     def attend(
         self,
@@ -173,6 +174,8 @@ class ShardedKVCache:
         scale: Real | None = None,
         softcap: Real = 0.0,
         sinks: AnyArray | None = None,
+        score_mod: ScoreMod | None = None,
+        mask_mod: MaskMod | None = None,
         out: Array | None = None,
         out_dtype: Any = None,
         return_lse: bool = False,
@@ -193,7 +196,9 @@ class ShardedKVCache:
         )  # fmt: skip
 
         def local() -> Step:
-            return self._attend_own(q, k, v, lengths, window, options, arguments)
+            program = None if score_mod is None and mask_mod is None else bind(score_mod, mask_mod)
+            arguments["score_mod and mask_mod"] = described_program(program)
+            return self._attend_own(q, k, v, lengths, window, options._replace(program=program), arguments)
 
         step = agreed(self._comm, "attend", arguments, local)
         self._comm.Allgatherv(step.states, [step.gathered, step.sizes])
@@ -242,7 +247,7 @@ class ShardedKVCache:
             mask_shape=(batch, queries, max(ends, default=0)),
         )  # fmt: skip
         row = heads * queries * states.shape[3]
-        ended = options._replace(mask=None)
+        ended = options._replace(mask=None, program=None)
         return Step(q, ended, merges, subtrees, states, gathered, [n * row for n in blocks], new, counts or [])
 
     def truncate(self, lengths: Any) -> ShardedKVCache:
