@@ -282,3 +282,15 @@ def test_gradients_are_refused():
         assert out.requires_grad
         with pytest.raises(NotImplementedError, match=r"torch\.no_grad"):
             out.sum().backward()
+
+
+def test_functions_of_scores():
+    """Eagerly they are gqa's own; an operator has none."""
+    q, k, v = tensors()
+    options = {"score_mod": lambda score, b, h, i, j: score - 0.1 * (i - j), "mask_mod": lambda b, h, i, j: j <= i}
+    assert_equal(gqa.torch.attention(q, k, v, **options), gqa.attention(*map(array, (q, k, v)), **options))
+    assert_equal(
+        gqa.torch.varlen_attention(*packed(), **options), gqa.varlen_attention(*map(array, packed()), **options)
+    )
+    with pytest.raises(NotImplementedError, match="mask_mod is given, which no operator takes"):
+        gqa.torch.attention(q.requires_grad_(), k, v, mask_mod=options["mask_mod"])

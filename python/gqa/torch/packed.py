@@ -68,8 +68,15 @@ def _recorded(
     out_dtype: Any = None,
     return_lse: bool = False,
     num_threads: Any = None,
+    score_mod: Any = None,
+    mask_mod: Any = None,
 ) -> Any:
     """Attention by the operator, for whoever listens to PyTorch's dispatcher."""
+    for name, function in (("score_mod", score_mod), ("mask_mod", mask_mod)):
+        if function is not None:
+            raise NotImplementedError(
+                f"{name} is given, which no operator takes where PyTorch traces or differentiates"
+            )
     for name, x in (("k", k), ("v", v)):
         if isinstance(x, Quantized):
             raise TypeError(f"{name} is quantised, expected a torch.Tensor where PyTorch traces or differentiates")
