@@ -43,7 +43,7 @@ template <class T> GQA_INLINE Whole<T> larger(Whole<T> x, Whole<T> y) { return x
 // Rounds down; 0 for a division by 0. In double, where the quotient of numbers of 32 bits rounds to a whole number only
 // if it is one.
 GQA_INLINE Whole<float> floor_divide(Whole<float> x, Whole<float> y) {
-  const Whole<float> divisor = (y == 0) | (y == -1) ? Whole<float>{} + 1 : y;
+  const Whole<float> divisor = ((y == 0) | (y == -1)) ? Whole<float>{} + 1 : y;
   int32_t dividends[width<float>], divisors[width<float>];
   write(dividends, x), write(divisors, divisor);
   for (int l = 0; l < width<float>; l++) dividends[l] = int32_t(double(dividends[l]) / double(divisors[l]));
