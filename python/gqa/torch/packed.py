@@ -8,8 +8,8 @@ import torch
 
 from gqa.quantization import Quantized
 from gqa.torch.calls import attend_packed
+from gqa.torch.library import VARLEN
 from gqa.torch.modes import runs_now
-from gqa.torch.operators import varlen_operator
 from gqa.torch.scaled_dot_product import settings_of
 from gqa.torch.tensors import require_tensor
 
@@ -35,7 +35,11 @@ def varlen_attention(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
     TypeError, ValueError
         What :func:`gqa.varlen_attention` raises.
     NotImplementedError
-        If a gradient is asked for.
+        For a gradient of the mask, or a second derivative.
+
+    Notes
+    -----
+    Differentiable by q, k, v and sinks, by :func:`gqa.varlen_attention_vjp`.
 
     Examples
     --------
@@ -80,7 +84,7 @@ def _recorded(
     for name, x in (("k", k), ("v", v)):
         if isinstance(x, Quantized):
             raise TypeError(f"{name} is quantised, expected a torch.Tensor where PyTorch traces or differentiates")
-    result = varlen_operator(
+    result = VARLEN(
         q, k, v, torch.as_tensor(cu_seqlens_q), torch.as_tensor(cu_seqlens_k),
         None if kv_lengths is None else torch.as_tensor(kv_lengths),
         *settings_of(mask, causal, window, scale, softcap, sinks, out, out_dtype, num_threads),

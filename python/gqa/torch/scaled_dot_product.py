@@ -10,8 +10,8 @@ from torch.nn.functional import scaled_dot_product_attention as torchs_own  # al
 from gqa.quantization import Quantized
 from gqa.shapes import MOST_CHANNELS, check_flag, check_window
 from gqa.torch.calls import attend, attend_tokens_first
+from gqa.torch.library import ATTENTION
 from gqa.torch.modes import is_recorded, runs_now
-from gqa.torch.operators import attention_operator
 from gqa.torch.tensors import FLOAT_DTYPES, require_tensor
 
 _FLOATS = frozenset(FLOAT_DTYPES.values())
@@ -39,10 +39,13 @@ def attention(q: Any, k: Any = None, v: Any = None, **options: Any) -> Any:
     TypeError, ValueError
         What :func:`gqa.attention` raises.
     NotImplementedError
-        If a gradient is asked for.
+        For a second derivative.
 
     Notes
     -----
+    Differentiable by q, k, v, a past, sinks and a mask of floats, by :func:`gqa.attention_vjp`, without an S x T array;
+    where gradients are recorded, a past is joined to k and v.
+
     The results have the bits of :func:`gqa.attention`. num_threads is :func:`torch.get_num_threads` by default. PyTorch
     sees one operator, ``torch.ops.gqa.attention``: in graphs of torch.compile and torch.export, and in profiles.
 
@@ -203,7 +206,7 @@ def _recorded(
     if past_key is not None and is_recorded((q, k, v, past_key, past_value)):
         past_key, past_value, k, v = None, None, _joined(past_key, k, layout), _joined(past_value, v, layout)
     number = query_offset is None or isinstance(query_offset, (int, torch.SymInt))
-    result = attention_operator(
+    result = ATTENTION(
         q, k, v, past_key, past_value,
         None if kv_lengths is None else torch.as_tensor(kv_lengths),
         None if number else torch.as_tensor(query_offset),
