@@ -9,10 +9,12 @@ from gqa.onnx.flex_operator import flex_attention
 from gqa.onnx.group_query.operator import GroupQueryAttentionOutputs, group_query_attention
 from gqa.onnx.inference import infer_shapes
 from gqa.onnx.models.running import reference_ops, run
+from gqa.onnx.models.session import Session
 
 __all__ = [
     "AttentionOutputs",
     "GroupQueryAttentionOutputs",
+    "Session",
     "attention",
     "flex_attention",
     "group_query_attention",

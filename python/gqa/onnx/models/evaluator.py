@@ -76,6 +76,19 @@ class FlexAttention(Operator):
         return (modified_attention(*inputs, num_threads=self.num_threads, **given),)
 
 
+class GroupQueryAttention(Operator):
+    op_domain = "com.microsoft"
+    in_place: dict[int, Array] = {}  # noqa: RUF012  # pasts that may be written, by id; each session has its own
+
+    def _run(self, *inputs: Any, **attributes: Any) -> tuple[Array, ...]:
+        past_key: Any
+        key, past_key, past_value, total = (inputs[i] if i < len(inputs) else None for i in (1, 3, 4, 6))
+        mine = all(x is not None and self.in_place.get(id(x)) is x for x in (past_key, past_value))
+        if mine and key is not None and total is not None and int(np.ravel(total)[0]) <= past_key.shape[2]:
+            attributes |= {"present_key": past_key, "present_value": past_value}
+        return self.given(group_query_attention(*inputs, num_threads=self.num_threads, **attributes))
+
+
 def _operator(domain: str, name: str, function: Callable[..., Any], *, threads: bool = True) -> type[Operator]:
     """The class of an operator whose inputs and attributes are the arguments of that function, and num_threads."""
 
@@ -89,16 +102,17 @@ def _operator(domain: str, name: str, function: Callable[..., Any], *, threads: 
 OPERATORS: list[type[OpRun]] = [
     Attention,
     FlexAttention,
-    _operator("com.microsoft", "GroupQueryAttention", group_query_attention),
+    GroupQueryAttention,
     _operator("com.microsoft", "RotaryEmbedding", microsoft_rotary_embedding),
     _operator("", "RotaryEmbedding", rotary_embedding),
     _operator("", "TensorScatter", tensor_scatter, threads=False),
 ]
 
 
-def operators(num_threads: int | None = None) -> list[type[OpRun]]:
-    """The classes of all operators, which use so many threads."""
-    return [type(op.__name__, (op,), {"num_threads": num_threads, "__module__": __name__}) for op in OPERATORS]
+def operators(num_threads: int | None = None, in_place: dict[int, Array] | None = None) -> list[type[OpRun]]:
+    """The classes of all operators, which use so many threads and may write those pasts."""
+    members = {"num_threads": num_threads, "in_place": {} if in_place is None else in_place, "__module__": __name__}
+    return [type(op.__name__, (op,), members) for op in OPERATORS]
 
 
 class Evaluator(ReferenceEvaluator):  # type: ignore[misc, unused-ignore]
@@ -115,9 +129,9 @@ class Evaluator(ReferenceEvaluator):  # type: ignore[misc, unused-ignore]
         return {"com.microsoft": 1, **super().opsets}
 
 
-def evaluator_class(num_threads: int | None) -> type[Evaluator]:
+def evaluator_class(num_threads: int | None, in_place: dict[int, Array] | None = None) -> type[Evaluator]:
     """An evaluator whose operators use so many threads; a class, since it makes others of its own for functions."""
-    return type("Evaluator", (Evaluator,), {"operators": operators(num_threads)})
+    return type("Evaluator", (Evaluator,), {"operators": operators(num_threads, in_place)})
 
 
 def graph_function(name: str, graph: onnx.GraphProto) -> GraphModifier:

@@ -62,3 +62,14 @@ def captured(graph: Any, outside: frozenset[str] = frozenset()) -> list[str]:
                 missing += captured(inner, frozenset(known))
         known |= set(node.output)
     return missing + [x.name for x in graph.output if x.name not in known]
+
+
+def names_used(graph: onnx.GraphProto) -> list[str]:
+    """Every name that a node reads or the graph gives, as often as that happens, those of inner graphs included."""
+    names = [x.name for x in graph.output]
+    for node in graph.node:
+        names += node.input
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                names += names_used(inner)
+    return names

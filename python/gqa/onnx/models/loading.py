@@ -10,7 +10,7 @@ import onnx
 
 from gqa.arguments import AnyArray, Array, as_array
 from gqa.dtypes import dtype_named
-from gqa.onnx.models.evaluator import evaluator_class
+from gqa.onnx.models.evaluator import Evaluator, evaluator_class
 
 
 def load(model: Any) -> onnx.ModelProto:
@@ -33,10 +33,31 @@ def load(model: Any) -> onnx.ModelProto:
     return proto
 
 
+def evaluator_of(
+    model: onnx.ModelProto, num_threads: int | None = None, in_place: dict[int, Array] | None = None
+) -> Evaluator:
+    """What evaluates a model; ValueError if it has an operator that nothing can run."""
+    try:
+        return evaluator_class(num_threads, in_place)(model)
+    except (NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"the model has an operator that cannot be run: {error}") from error
+
+
 def evaluate(
     model: onnx.ModelProto, inputs: Mapping[str, AnyArray], num_threads: int | None = None
 ) -> dict[str, Array]:
     """The model's outputs by name."""
+    arrays = checked_inputs(model, inputs)
+    return outputs_of(evaluator_of(model, num_threads), arrays)
+
+
+def outputs_of(evaluator: Evaluator, arrays: dict[str, Array]) -> dict[str, Array]:
+    """The outputs by name."""
+    return dict(zip(evaluator.output_names, evaluator.run(None, arrays)))
+
+
+def checked_inputs(model: onnx.ModelProto, inputs: Mapping[str, AnyArray]) -> dict[str, Array]:
+    """The inputs as arrays; raises if one is missing, unknown, or not as the model declares it."""
     constants = {x.name for x in model.graph.initializer} | {x.values.name for x in model.graph.sparse_initializer}
     declared = {x.name: x.type.tensor_type for x in model.graph.input}
     for name in inputs:
@@ -48,11 +69,7 @@ def evaluate(
             arrays[name] = _checked_input(name, inputs[name], tensor)
         elif name not in constants:
             raise ValueError(f"input {name!r} is missing, the model takes {', '.join(declared)}")
-    try:
-        evaluator = evaluator_class(num_threads)(model)
-    except (NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"the model has an operator that cannot be run: {error}") from error
-    return dict(zip(evaluator.output_names, evaluator.run(None, arrays)))
+    return arrays
 
 
 def with_bfloat16(model: onnx.ModelProto, arrays: dict[str, Array]) -> dict[str, Array]:

@@ -44,8 +44,8 @@ def reference_ops(*, num_threads: int | None = None) -> list[type[OpRun]]:
     >>> [op.__name__ for op in gqa.onnx.reference_ops() if op.op_domain == "com.microsoft"]
     ['GroupQueryAttention', 'RotaryEmbedding']
     """
-    num_threads = _threads(num_threads)
-    _need_onnx()
+    num_threads = check_threads(num_threads)
+    need_onnx()
     from gqa.onnx.models.evaluator import operators
 
     return operators(num_threads)
@@ -91,8 +91,8 @@ def run(model: Any, inputs: Mapping[str, AnyArray], *, num_threads: int | None =
     >>> gqa.onnx.run(model, {"q": q, "k": k})["y"].max()
     np.float32(1.0)
     """
-    num_threads = _threads(num_threads)
-    _need_onnx()
+    num_threads = check_threads(num_threads)
+    need_onnx()
     from gqa.onnx.models import loading
 
     return loading.evaluate(loading.load(model), inputs, num_threads)
@@ -100,7 +100,7 @@ def run(model: Any, inputs: Mapping[str, AnyArray], *, num_threads: int | None =
 
 def run_files(model_path: str, inputs_path: str, output_path: str) -> None:
     """Run the model in one file on the arrays of an .npz file, and write its outputs to another."""
-    _need_onnx()
+    need_onnx()
     from gqa.onnx.models import loading
 
     model = loading.load(model_path)
@@ -116,11 +116,13 @@ def run_files(model_path: str, inputs_path: str, output_path: str) -> None:
                 np.lib.format.write_array(entry, x, allow_pickle=False)
 
 
-def _threads(num_threads: Any) -> int | None:
+def check_threads(num_threads: Any) -> int | None:
+    """num_threads as a number; raises unless it is None or at least 1."""
     return None if num_threads is None else check_int("num_threads", num_threads, 1)
 
 
-def _need_onnx() -> None:
+def need_onnx() -> None:
+    """ModuleNotFoundError without the package onnx."""
     try:
         import onnx.reference  # noqa: F401
     except ModuleNotFoundError as error:
