@@ -1,18 +1,19 @@
-"""Attention on JAX arrays on the CPU, read and written where they lie: eagerly, and within jit and vmap."""
+"""Attention on JAX arrays on the CPU, read and written where they lie: eagerly, and within jit, vmap and grad."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
-from gqa import _core, scaled_dot_product
+from gqa import _core, gradients, scaled_dot_product
 from gqa.arguments import Array
 from gqa.quantization import Quantized
 
@@ -31,7 +32,7 @@ _UNBOUNDED, _MAX_THREADS = 2**62, 1024
 
 
 def attention(q: Any, k: Any = None, v: Any = None, **options: Any) -> Any:
-    """:func:`gqa.attention` on JAX arrays, also within ``jax.jit`` and ``jax.vmap``.
+    """:func:`gqa.attention` on JAX arrays, also within ``jax.jit``, ``jax.vmap`` and ``jax.grad``.
 
     Parameters
     ----------
@@ -51,13 +52,14 @@ def attention(q: Any, k: Any = None, v: Any = None, **options: Any) -> Any:
     TypeError, ValueError
         What :func:`gqa.attention` raises. Within jit, shapes, dtypes and Python values are checked while tracing; a
         length out of range is an error of the computation (``jax.errors.JaxRuntimeError``).
-    NotImplementedError
-        If a gradient is asked for.
 
     Notes
     -----
     The results have the bits of :func:`gqa.attention`. ``jax.vmap`` makes one call with a larger batch of it, unless
     keys and values of several batch entries, a mask that differs, or sinks stand against that; then one call each.
+
+    ``jax.grad`` gives the gradients of :func:`gqa.attention_vjp`, by all arrays of floats; those by mask and sinks are
+    computed only where they are asked for. A past is joined to k and v for them.
 
     Examples
     --------
@@ -130,8 +132,6 @@ def dot_product_attention(
     ------
     TypeError, ValueError
         For arguments of a wrong type or dtype, or shapes that do not fit.
-    NotImplementedError
-        If a gradient is asked for.
 
     Notes
     -----
@@ -201,8 +201,17 @@ class _Call:
     """One call of attention, its arrays left open; equal calls are compiled once."""
 
     axes: tuple[tuple[str, int], ...]  # of each array by name, without those that vmap puts in front
-    results: tuple[tuple[tuple[int, ...], str], ...]
+    out: tuple[tuple[int, ...], str]  # shape and dtype
+    lse: tuple[tuple[int, ...], str]
     settings: tuple[tuple[str, Any], ...]
+
+    @property
+    def results(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        return (self.out, self.lse) if dict(self.settings).get("return_lse") else (self.out,)
+
+    def with_lse(self) -> _Call:
+        """The same call, which returns the log-sum-exp as well."""
+        return replace(self, settings=tuple(sorted({**dict(self.settings), "return_lse": True}.items())))
 
     def has_attributes(self) -> bool:
         """Whether all that is said about the call can be said to the core without Python."""
@@ -229,7 +238,7 @@ class _Call:
 
     def attend(self, operands: list[Array], results: list[Array]) -> None:
         """Write the results; axes in front of them are of size 1 in an operand that does not have them."""
-        shape = self.results[0][0]
+        shape = self.out[0]
         leading = results[0].shape[: results[0].ndim - len(shape)]
         batch = shape[0] if len(shape) == 4 else 1
         arrays: dict[str, Any] = {
@@ -241,7 +250,7 @@ class _Call:
             return
         rows = math.prod(leading) * batch
         out, *lse = (x.reshape(rows, *x.shape[x.ndim - axes :]) for x, axes in zip(results, (3, 2)))
-        attended: Any = scaled_dot_product.attention(**arrays, out=out, **dict(self.settings))
+        attended = scaled_dot_product.attention(**arrays, out=out, **dict(self.settings))
         for x in lse:
             x[...] = attended[1]
 
@@ -261,7 +270,7 @@ def _folded(name: str, x: Array, axes: int, leading: tuple[int, ...], batch: int
     if not same or rest[0] != 1:
         return None
     x = x.reshape(rest)
-    return np.broadcast_to(x, (math.prod(leading) * batch, *rest[1:])) if name in _TENSORS else x
+    return np.broadcast_to(x, (math.prod(leading) * batch, *rest[1:])) if name != "mask" else x
 
 
 def _call(operands: dict[str, Any], options: dict[str, Any]) -> _Call:
@@ -275,18 +284,27 @@ def _call(operands: dict[str, Any], options: dict[str, Any]) -> _Call:
         settings["scale"] = float(settings["scale"])
     return _Call(
         tuple((name, x.ndim) for name, x in operands.items()),
-        tuple(inferred.values()) if options.get("return_lse") else (inferred["out"],),
+        inferred["out"],
+        inferred["lse"],
         tuple(sorted(settings.items())),
     )
 
 
 def _run(call: _Call, operands: tuple[Any, ...]) -> Any:
-    results = tuple(jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in call.results)
+    results = _described(call.results)
     if call.has_attributes() and (target := _xla_target()) is not None:
         return jax.ffi.ffi_call(target, results, vmap_method="expand_dims")(*operands, **call.attributes())
+    return _call_python(call, results, operands)
+
+
+def _call_python(function: Any, results: Any, operands: Sequence[Any]) -> Any:
     from jax.experimental.buffer_callback import buffer_callback
 
-    return buffer_callback(call, results, vmap_method="expand_dims")(*operands)
+    return buffer_callback(function, results, vmap_method="expand_dims")(*operands)
+
+
+def _described(results: Sequence[tuple[tuple[int, ...], Any]]) -> tuple[Any, ...]:
+    return tuple(jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in results)
 
 
 @functools.cache
@@ -306,12 +324,91 @@ def _xla_target() -> str | None:
     return "gqa_attention"
 
 
-def _refuse_gradient(*_: Any) -> Any:
-    raise NotImplementedError(
-        "gqa.jax has no gradients: differentiate jax.nn.dot_product_attention, or give this the arrays through "
-        "jax.lax.stop_gradient"
+# ---- gradients -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Gradient:
+    """The gradients of one call of attention, which XLA lets Python compute."""
+
+    call: _Call
+    given: tuple[str, ...]  # what comes before the call's operands: out, lse, dout and perhaps dlse
+    wanted: tuple[str, ...]  # arrays of the call
+
+    def __call__(self, context: Any, results: Sequence[Any], *operands: Any) -> None:
+        """Called by XLA with its own memory."""
+        self.differentiate([np.asarray(x) for x in operands], [np.asarray(x) for x in results])
+
+    def differentiate(self, operands: list[Array], results: list[Array]) -> None:
+        """Write the results; axes in front of them are of size 1 in an operand that does not have them."""
+        axes = dict(self.call.axes)
+        leading = results[0].shape[: results[0].ndim - axes[self.wanted[0]]]
+        if leading:  # gradients of masks and sinks are sums over the batch, which must not grow
+            for i in range(leading[0]):
+                self.differentiate([x[i if len(x) > 1 else 0] for x in operands], [x[i] for x in results])
+            return
+        arrays: dict[str, Any] = dict(zip((*self.given, *axes), operands))
+        settings = {
+            name: x for name, x in self.call.settings if name not in ("out_dtype", "return_lse") and x is not None
+        }
+        found = gradients.attention_vjp(**arrays, **settings, mask_grad="mask" in self.wanted)
+        for name, x in zip(self.wanted, results):
+            x[...] = getattr(found, f"d{name}")
+
+
+def _forward(call: _Call, operands: Any) -> Any:
+    names = [name for name, _ in call.axes]
+    values = tuple(x.value for x in operands)
+    out, lse = _run(call.with_lse(), values)
+    # Which gradients are wanted is known now, and must not become an array.
+    wanted = {name: None for name, x in zip(names, operands) if x.perturbed and name not in _POSITIONS}
+    return ((out, lse) if len(call.results) > 1 else (out,)), (values, out, lse, wanted)
+
+
+def _backward(call: _Call, residuals: Any, cotangents: Any) -> Any:
+    values, out, lse, wanted = residuals
+    operands = {name: jnp.asarray(x) for (name, _), x in zip(call.axes, values)}  # a constant may have become a number
+    joined = _joined(call, operands)
+    given = {"dout": _array(cotangents[0]), "out": out, "lse": lse}
+    if len(cotangents) > 1 and not isinstance(cotangents[1], SymbolicZero):
+        given["dlse"] = _array(cotangents[1])
+    names = [name for name in joined if name in ("q", "k", "v") or name in wanted]
+    function = _Gradient(
+        replace(call, axes=tuple((name, x.ndim) for name, x in joined.items())), tuple(given), tuple(names)
     )
+    results = _described([(joined[name].shape, joined[name].dtype) for name in names])
+    found = dict(zip(names, _call_python(function, results, (*given.values(), *joined.values()))))
+    return (tuple(_part(call, name, operands, found) for name in operands),)
 
 
+def _array(cotangent: Any) -> Any:
+    return jnp.zeros(cotangent.shape, cotangent.dtype) if isinstance(cotangent, SymbolicZero) else cotangent
+
+
+def _joined(call: _Call, operands: dict[str, Any]) -> dict[str, Any]:
+    """The operands with a past as part of k and v."""
+    if "past_key" not in operands:
+        return operands
+    parts = {name: [operands[x] for x in (past, name) if x in operands] for past, name in _PASTS.items()}
+    joined = {"q": operands["q"]} | {name: jnp.concatenate(x, _token_axis(call)) for name, x in parts.items()}
+    return joined | {name: x for name, x in operands.items() if name not in _TENSORS}
+
+
+def _part(call: _Call, name: str, operands: dict[str, Any], found: dict[str, Any]) -> Any:
+    """The gradient of an operand, of which a past, and what comes after it, has a part; None: there is none."""
+    whole = _PASTS.get(name, name)
+    if whole not in found or "past_key" not in operands or name not in ("k", "v", *_PASTS):
+        return found.get(name)
+    axis = _token_axis(call)
+    past = operands[next(x for x in _PASTS if _PASTS[x] == whole)].shape[axis]
+    first, last = (0, past) if name in _PASTS else (past, found[whole].shape[axis])
+    return jax.lax.slice_in_dim(found[whole], first, last, axis=axis)
+
+
+def _token_axis(call: _Call) -> int:
+    return len(call.out[0]) - (3 if dict(call.settings).get("layout") == "bshd" else 2)
+
+
+_PASTS = {"past_key": "k", "past_value": "v"}
 _attend = jax.custom_vjp(_run, nondiff_argnums=(0,))
-_attend.defvjp(_refuse_gradient, _refuse_gradient)
+_attend.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -6,6 +6,7 @@ import pytest
 import gqa.nn
 from child import output_of
 
+jax = pytest.importorskip("jax", reason="JAX is not installed")
 nnx = pytest.importorskip("flax.nnx", reason="flax is not installed")
 
 
@@ -62,8 +63,25 @@ def test_refused(rng):
     assert layer(x, deterministic=True).shape == x.shape
     with pytest.raises(ValueError, match="module is given, expected None"):
         layer(x, deterministic=True, sow_weights=True)
-    with pytest.raises(NotImplementedError, match="no gradients"):
-        nnx.grad(lambda layer: layer(x, deterministic=True).sum())(layer)
+
+
+def test_training(rng):
+    """Steps of gradient descent through both layers end at the same parameters."""
+    x, y = rng.standard_normal((2, 4, 7, 64), np.float32)
+    pair = layers(num_kv_heads=2)
+
+    @nnx.jit
+    def step(layer):
+        loss, gradients = nnx.value_and_grad(lambda layer: ((layer(x, is_causal=True) - y) ** 2).mean())(layer)
+        parameters = nnx.state(layer, nnx.Param)
+        nnx.update(layer, jax.tree.map(lambda p, g: p - g, parameters, gradients))
+        return loss
+
+    losses = [[float(step(layer)) for _ in range(5)] for layer in pair]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    assert losses[1][-1] < losses[1][0]
+    for one, other in zip(*(jax.tree.leaves(nnx.state(layer, nnx.Param)) for layer in pair), strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=1e-5)
 
 
 def test_the_layer_of_numpy_does_not_import_jax():

@@ -55,8 +55,6 @@ def attention_fn(
     ------
     TypeError, ValueError
         For dropout, a module, arguments of a wrong type or dtype, or shapes that do not fit.
-    NotImplementedError
-        If a gradient is asked for.
 
     Notes
     -----
