@@ -97,8 +97,10 @@ def tasks(core: ctypes.CDLL, batch: Batch, threads: int) -> tuple[list[TaskCost]
     room = 0
     while True:
         costs = (TaskCost * room)()
-        arguments = (n, *lists, int(batch.causal), sizes, threads, costs, ctypes.c_int64(room), ctypes.byref(started))
-        count = core.tasks_of(ctypes.c_int64(arguments[0]), *arguments[1:])
+        count = core.tasks_of(
+            ctypes.c_int64(n), *lists, int(batch.causal), sizes, threads, costs, ctypes.c_int64(room),
+            ctypes.byref(started),
+        )  # fmt: skip
         if count <= room:
             return list(costs[:count]), started.value
         room = count
