@@ -127,5 +127,6 @@ def test_what_a_shell_line_names_exists(words):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_links_to_exists(page):
-    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())
+    """The reference is made when the site is built, which checks links to it."""
+    links = re.findall(r"\]\(((?!reference/)[^)#:]+)\)", (ROOT / page).read_text())
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
