@@ -55,8 +55,8 @@ class Driver {
     int64_t max_rows = 0;
     for (const Chunk& chunk : chunks_) max_rows = std::max(max_rows, chunk.row_end - chunk.row_begin);
     const int threads = int(std::min<int64_t>(threads_worth(cost(), a_.threads), std::max<size_t>(1, chunks_.size())));
-    const size_t workspace =
-        whole_pages(kernels_.gradient_bytes({max_rows, a_.head_dim, a_.v_head_dim, 1, true, nullptr}));
+    const size_t workspace = whole_pages(kernels_.gradient_bytes(
+        {max_rows, a_.head_dim, a_.v_head_dim, 1, true, a_.program ? a_.program->plan : nullptr}));
     char* const memory = arena.reserve(size_t(threads) * workspace);
     reserve_sums();
     if (g_.dsinks) dsinks_.assign(chunks_.size() * size_t(group_), 0);

@@ -26,13 +26,15 @@ template <class T> class GradientLoop {
           k_values(scratch.take<T>(value_panels_size<T>(shape.head_dim))),
           dk(scratch.take<T>(TileLoop::sums_size(shape.head_dim))),
           dv(scratch.take<T>(TileLoop::sums_size(shape.v_head_dim))),
-          row_sums(scratch.take<T>((rows.count + tiles_at_once) * lanes)) {}
+          row_sums(scratch.take<T>((rows.count + tiles_at_once) * lanes)),
+          program(GradientProgram<T>::memory(shape, scratch)) {}
 
     const typename Rows::Buffers rows;
     const typename TileLoop::Buffers tiles;
     KeyBlock* const keys;
     T *const k, *const v, *const k_values, *const dk, *const dv;
     T* const row_sums;  // of dS, where the mask has one element for all keys: [tile][lane]
+    const ProgramMemory<T> program;
   };
 
   GradientLoop(const Gradients& g, const GradientTask& task, const Buffers& buffers)
@@ -41,8 +43,9 @@ template <class T> class GradientLoop {
         task_(task),
         head_(a_, *task.sequence, task.kv_head),
         buffers_(buffers),
-        rows_(g, task, buffers.rows),
-        tiles_(g, task, buffers.tiles) {}
+        program_(a_, task, buffers.program),
+        rows_(g, task, buffers.rows, program_),
+        tiles_(g, task, buffers.tiles, program_) {}
 
   void run() const {
     const int64_t count = rows_.count();
@@ -94,6 +97,7 @@ template <class T> class GradientLoop {
     pack_keys(b.keys->keys(), head_dim, b.k);
     pack_keys(b.keys->values(), v_head_dim, b.v);
     opened.k_finite = pack_values(b.keys->keys(), head_dim, b.k_values);
+    program_.load_keys(GradientProgram<T>::taken, opened.begin, b.keys->count);
     clear(b.dk, TileLoop::sums_size(head_dim));
     clear(b.dv, TileLoop::sums_size(v_head_dim));
     return opened;
@@ -126,6 +130,7 @@ template <class T> class GradientLoop {
   const GradientTask& task_;
   const HeadRows head_;
   const Buffers& buffers_;
+  const GradientProgram<T> program_;
   const Rows rows_;
   const TileLoop tiles_;
 };
@@ -140,7 +145,8 @@ template <class T> void differentiate(const Gradients& g, const GradientTask& ta
   const Attention& a = *g.attention;
   Scratch scratch(workspace);
   const typename GradientLoop<T>::Buffers buffers(
-      {task.row_end - task.row_begin, a.head_dim, a.v_head_dim, 1, true, nullptr}, scratch);
+      {task.row_end - task.row_begin, a.head_dim, a.v_head_dim, 1, true, a.program ? a.program->plan : nullptr},
+      scratch);
   GradientLoop<T>(g, task, buffers).run();
 }
 

@@ -1,8 +1,8 @@
 // gradient_rows.h: rows of q and dout on their way into the backward pass, and rows of dq on their way out.
 #pragma once
 
+#include "gradient_program.h"
 #include "scratch.h"
-#include "tile_scores.h"
 
 namespace gqa {
 namespace GQA_ISA {
@@ -53,14 +53,15 @@ template <class T> class GradientRows {
     KeyBlock* const block;
   };
 
-  GradientRows(const Gradients& g, const GradientTask& task, const Buffers& buffers)
+  GradientRows(const Gradients& g, const GradientTask& task, const Buffers& buffers, const GradientProgram<T>& program)
       : g_(g),
         a_(*g.attention),
         task_(task),
         head_(a_, *task.sequence, task.kv_head),
         head_dim_(int(a_.head_dim)),
         v_head_dim_(int(a_.v_head_dim)),
-        buffers_(buffers) {}
+        buffers_(buffers),
+        program_(program) {}
 
   int64_t count() const { return (task_.row_end - task_.row_begin + lanes - 1) / lanes; }
 
@@ -70,6 +71,7 @@ template <class T> class GradientRows {
   void start(int64_t t) const {
     GradientTile<T>& tile = buffers_.tiles[t];
     tile = place(t);
+    program_.load_rows(tile.rows);
     const bool dead_rows = read_lse(tile);
     const char *q[lanes], *dout[lanes];
     const char* const zeros = reinterpret_cast<const char*>(buffers_.zeros);
@@ -210,13 +212,16 @@ template <class T> class GradientRows {
     KeyWalk walk(a_, sequence, task_.kv_head);
     for (int64_t key = begin / gradient_block * gradient_block; key < end; key += gradient_block) {
       walk.fill(*buffers_.block, key, min(sequence.keys, key + gradient_block));
-      const TileRange range = tile_range(head_, tile.rows, key, buffers_.block->count, buffers_.bias);
+      const TileRange range = tile_range(head_, tile.rows, key, buffers_.block->count, buffers_.bias, program_.cover());
       if (range.skip()) continue;
+      program_.load_keys(GradientProgram<T>::counted, key, buffers_.block->count);
       pack_keys(buffers_.block->keys(), head_dim_, buffers_.panels);
       T* const s = buffers_.s;
       multiply_key_panels<N>(buffers_.panels, tile.q, head_dim_, range.from, range.to,
                              [=](int k, int v, Vec<T> sums) { store(s + k * lanes + v * w, sums); });
-      const auto scores = score_block<N>(tile.rows, range, key, s, buffers_.bias);
+      auto scores = score_block<N>(tile.rows, range, key, s, buffers_.bias);
+      const BlockProgram<T> program = program_.of(tile.rows, GradientProgram<T>::counted, range);
+      if (program.scores || program.hides) scores.program = &program;
       Vec<T> top[N], alpha[N];
       scores.apply(a_, sequence, head_.group, top);
       scores.weights(top, m, l, alpha);
@@ -239,6 +244,7 @@ template <class T> class GradientRows {
   const HeadRows head_;
   const int head_dim_, v_head_dim_;
   const Buffers& buffers_;
+  const GradientProgram<T>& program_;
 };
 
 }  // namespace

@@ -45,13 +45,15 @@ template <class T> class GradientTileLoop {
     T *const bias, *const slope;
   };
 
-  GradientTileLoop(const Gradients& g, const GradientTask& task, const Buffers& buffers)
+  GradientTileLoop(const Gradients& g, const GradientTask& task, const Buffers& buffers,
+                   const GradientProgram<T>& program)
       : g_(g),
         a_(*g.attention),
         head_(a_, *task.sequence, task.kv_head),
         head_dim_(int(a_.head_dim)),
         v_head_dim_(int(a_.v_head_dim)),
-        buffers_(buffers) {}
+        buffers_(buffers),
+        program_(program) {}
 
   // Adds a block and `count` tiles to each other. row_sums: [tile][lane], for masks.
   void add(GradientTile<T>* tiles, int count, const GradientBlock<T>& block, T* row_sums) const {
@@ -73,7 +75,8 @@ template <class T> class GradientTileLoop {
   // P^T and dS^T of tile g, from the range's first key on and up to whole panels; adds to its dq.
   template <int N>
   TileRange add_queries(GradientTile<T>& tile, const GradientBlock<T>& block, int g, T* row_sums) const {
-    const TileRange range = tile_range(head_, tile.rows, block.begin, block.keys->count, buffers_.bias);
+    const TileRange range =
+        tile_range(head_, tile.rows, block.begin, block.keys->count, buffers_.bias, program_.cover());
     if (range.skip()) return range;
     const int n = range.keys();
     T *const s = buffers_.p[g], *const ds = buffers_.ds[g];
@@ -82,6 +85,8 @@ template <class T> class GradientTileLoop {
     if (!range.whole() || in_natural_units(a_)) {
       ScoreBlock<T, N, TileCoordinates> scores = score_block<N>(tile.rows, range, block.begin, s, buffers_.bias);
       scores.slope = buffers_.slope;
+      const BlockProgram<T> program = program_.of(tile.rows, GradientProgram<T>::taken, range);
+      if (program.scores || program.hides) scores.program = &program;
       Vec<T> top[N];
       scores.apply(a_, head_.sequence, head_.group, top);
     }
@@ -178,6 +183,7 @@ template <class T> class GradientTileLoop {
   const HeadRows head_;
   const int head_dim_, v_head_dim_;
   const Buffers& buffers_;
+  const GradientProgram<T>& program_;
 };
 
 }  // namespace

@@ -57,7 +57,7 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
   GQA_INLINE bool apply(const Attention& a, const Sequence& sequence, int64_t group, Vec<T> (&top)[N]) const {
     if (a.softcap > 0) soft_cap(T(a.softcap), changes_scores(a.program) ? T(1) : log2e<T>);
     if (program) {
-      const bool hidden = run_program(top);
+      const bool hidden = run_program(top, a.softcap > 0);
       if (!edges) return hidden;
       mask_edges(a, sequence, group);
       maximum(top);
@@ -122,17 +122,18 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
   }
 
   // The program's scores, the bias, and the program's mask, in this order; `top` is the maximum of each lane then.
-  // Returns whether some score is -infinity.
-  bool run_program(Vec<T> (&top)[N]) const {
-    const int score = program->scores ? goal_score : 0, mask = program->hides ? goal_mask : 0;
+  // Returns whether some score is -infinity. capped: a soft cap came before, and left its slope.
+  bool run_program(Vec<T> (&top)[N], bool capped) const {
+    const int score = program->scores ? goal_score | (slope ? goal_slope : 0) : 0;
+    const int mask = program->hides ? goal_mask : 0;
     const int whole_from = mask ? int(min(max(0, program->whole[0]), steps)) : 0;
     const int whole_to = mask ? int(max(whole_from, min(program->whole[1], steps))) : steps;
     Extremes extremes;
     for (int v = 0; v < N; v++) extremes.high[v] = splat(-infinity<T>);
     extremes.low = splat(infinity<T>);
-    run_goal(score | mask, 0, whole_from, extremes);
-    run_goal(score, whole_from, whole_to, extremes);
-    run_goal(score | mask, whole_to, steps, extremes);
+    run_goal(score | mask, 0, whole_from, capped, extremes);
+    run_goal(score, whole_from, whole_to, capped, extremes);
+    run_goal(score | mask, whole_to, steps, capped, extremes);
     for (int v = 0; v < N; v++) top[v] = extremes.high[v];
     T low[w];
     store(low, extremes.low);
@@ -144,10 +145,11 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
   struct Extremes {
     Vec<T> high[N], low;
   };
-  void run_goal(int goal, int from, int to, Extremes& extremes) const {
+  void run_goal(int goal, int from, int to, bool capped, Extremes& extremes) const {
     if (from >= to) return;
     const auto end = [&](int t, int n, const Place<T>* results) {
       const bool score = goal & goal_score, mask = goal & goal_mask;
+      if (goal & goal_slope) end_slopes(t, n, results[output_slope], capped);
       if (score && mask) end_program<true, true>(t, n, results, extremes);
       else if (score) end_program<true, false>(t, n, results, extremes);
       else end_program<false, true>(t, n, results, extremes);
@@ -156,6 +158,16 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
       program->runner->template run<N>(goal, from, to, s, stride, program->rows, program->keys, program->first_key,
                                        end);
     else end_program<false, false>(from, to - from, nullptr, extremes);
+  }
+  // Before the scores are written, which may be the slopes themselves.
+  void end_slopes(int from, int n, Place<T> x, bool capped) const {
+    each_step(from, from + n, 1, [&, offset = slope - s](int, T* to) {
+      for (int v = 0; v < N; v++) {
+        const Vec<T> y = load(x.at + v * x.vector);
+        store(to + offset + v * w, capped ? load(to + offset + v * w) * y : y);
+      }
+      x.at += x.step;
+    });
   }
   // Takes natural units where the program gave scores, and gives base 2.
   template <bool score, bool mask> void end_program(int from, int n, const Place<T>* results, Extremes& so_far) const {

@@ -26,6 +26,9 @@ struct Tensors {
     options.read_tensors(views);
     if (!call.set_query(q)) raise(call.refusal());
     if (mask_shape ? !call.add_store(k, v) : !call.set_keys(k, v, Tensor{}, Tensor{})) raise(call.refusal());
+    const ScoreProgram* const program = options.options().program;
+    if (program && program->result(output_score) >= 0 && program->result(output_slope) < 0)
+      throw py::value_error("the program gives no slope");
     if (!call.set_options(mask_shape) || !call.set_given(given, mask_grad)) raise(call.refusal());
   }
 

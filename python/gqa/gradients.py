@@ -8,6 +8,7 @@ from gqa import _core
 from gqa.arguments import AnyArray, Array, as_array
 from gqa.options import Options
 from gqa.quantization import Quantized
+from gqa.scores.tracing import MaskMod, ScoreMod, bind
 from gqa.sequences import as_tensors
 from gqa.shapes import check_shape
 from gqa.signatures import Flag, Real, Whole, Window
@@ -44,6 +45,8 @@ def attention_vjp(
     sinks: AnyArray | None = None,
     layout: str = "bhsd",
     num_threads: Whole | None = None,
+    score_mod: ScoreMod | None = None,
+    mask_mod: MaskMod | None = None,
 ) -> AttentionGradients:
     """The gradients of sum(dout * out) + sum(dlse * lse), where (out, lse) is what :func:`gqa.attention` gave.
 
@@ -64,8 +67,9 @@ def attention_vjp(
         Gradient by lse, where that goes on to be used, as when states are merged.
     mask_grad : bool
         Return dmask as well; the mask must hold floats.
-    mask, causal, query_offset, window, kv_lengths, scale, softcap, sinks, layout
-        As the forward call had them.
+    mask, causal, query_offset, window, kv_lengths, scale, softcap, sinks, layout, score_mod, mask_mod
+        As the forward call had them. score_mod is differentiated by the score; arrays that it captured have no
+        gradient.
     num_threads : int, optional
         Default: :func:`gqa.get_num_threads`.
 
@@ -103,7 +107,7 @@ def attention_vjp(
     """
     options = Options(
         layout=layout, causal=causal, window=window, scale=scale, softcap=softcap, num_threads=num_threads, mask=mask,
-        sinks=sinks,
+        sinks=sinks, program=bind(score_mod, mask_mod, slope=True),
     )  # fmt: skip
     tensors = (dout, q, k, v, out, lse, dlse)
     return AttentionGradients(*_core.attention_vjp(tensors, query_offset, kv_lengths, mask_grad, options))
@@ -128,6 +132,8 @@ def varlen_attention_vjp(
     softcap: Real = 0.0,
     sinks: AnyArray | None = None,
     num_threads: Whole | None = None,
+    score_mod: ScoreMod | None = None,
+    mask_mod: MaskMod | None = None,
 ) -> AttentionGradients:
     """The gradients of sum(dout * out) + sum(dlse * lse), where (out, lse) is what :func:`gqa.varlen_attention` gave.
 
@@ -143,7 +149,7 @@ def varlen_attention_vjp(
         What the forward call returned.
     lse, dlse : ndarray, shape (Hq, Tq)
         What it returned with ``return_lse=True``, and, optionally, the gradient by that.
-    kv_lengths, mask, causal, window, scale, softcap, sinks
+    kv_lengths, mask, causal, window, scale, softcap, sinks, score_mod, mask_mod
         As the forward call had them. There is no gradient of the mask.
     num_threads : int, optional
         Default: :func:`gqa.get_num_threads`.
@@ -181,7 +187,7 @@ def varlen_attention_vjp(
         check_shape(name, x.shape, (q.shape[1], q.shape[0]))
     options = Options(
         layout="bshd", causal=causal, window=window, scale=scale, softcap=softcap, num_threads=num_threads, mask=mask,
-        sinks=sinks,
+        sinks=sinks, program=bind(score_mod, mask_mod, slope=True),
     )  # fmt: skip
     tensors = (dout, q, k_tensor, v_tensor, out, sums["lse"].T, sums["dlse"].T if "dlse" in sums else None)
     return AttentionGradients(*_core.sequences_vjp(tensors, (sequences, runs, mask_shape), options))
