@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "arena.h"
+#include "covers.h"
 #include "dispatch.h"
 #include "parallel.h"
 #include "plan.h"
@@ -57,14 +58,16 @@ class Driver {
     const int threads = int(std::min<int64_t>(threads_worth(cost(), a_.threads), std::max<size_t>(1, chunks_.size())));
     const size_t workspace = whole_pages(kernels_.gradient_bytes(
         {max_rows, a_.head_dim, a_.v_head_dim, 1, true, a_.program ? a_.program->plan : nullptr}));
+    reserve_covers(threads);
     char* const memory = arena.reserve(size_t(threads) * workspace);
     reserve_sums();
     if (g_.dsinks) dsinks_.assign(chunks_.size() * size_t(group_), 0);
     clear();
     // Chunks are begun in their order, and one waits only for others before it: the first that is not done never waits,
     // however few threads there are.
-    parallel_for(int64_t(chunks_.size()), threads,
-                 [&](int64_t i, int thread) { run_chunk(size_t(i), memory + size_t(thread) * workspace); });
+    parallel_for(int64_t(chunks_.size()), threads, [&](int64_t i, int thread) {
+      run_chunk(size_t(i), size_t(thread), memory + size_t(thread) * workspace);
+    });
     if (g_.dsinks) add_sinks();
   }
 
@@ -209,7 +212,33 @@ class Driver {
     t.driver->mask_turns_.pass(t.mask_slot + size_t(block), t.mask_rank);
   }
 
-  void run_chunk(size_t i, void* workspace) {
+  // As the forward pass finds them: what is hidden from a chunk, as from a task of all its keys.
+  Task task_of(const Chunk& chunk) const {
+    Task task{};
+    task.sequence = a_.sequences + chunk.sequence;
+    task.kv_head = chunk.kv_head;
+    task.row_begin = chunk.row_begin, task.row_end = chunk.row_end;
+    task.split_end = 1, task.split_keys = std::max<int64_t>(1, task.sequence->keys);
+    task.rows_in_lanes = true;
+    return task;
+  }
+  void reserve_covers(int threads) {
+    if (!a_.program) return;
+    auto finder = std::make_unique<CoverFinder>(a_, kernels_);
+    if (!finder->worthwhile()) return;
+    covers_ = std::move(finder);
+    cover_memory_.resize(size_t(threads));
+    for (const Chunk& chunk : chunks_)
+      for (CoverFinder::Memory& memory : cover_memory_) memory.reserve(*covers_, task_of(chunk));
+  }
+  Covers covers_of(const Chunk& chunk, size_t thread) {
+    Task task = task_of(chunk);
+    if (a_.program) task.covers.otherwise = a_.program->plan->has[output_mask] ? all_partial : all_visible;
+    if (covers_) covers_->find(task, cover_memory_[thread]);
+    return task.covers;
+  }
+
+  void run_chunk(size_t i, size_t thread, void* workspace) {
     const Chunk& chunk = chunks_[i];
     TurnsOfChunk turns{this,
                        size_t((chunk.sequence * a_.kv_heads + chunk.kv_head) * blocks_),
@@ -221,6 +250,7 @@ class Driver {
     task.sequence = a_.sequences + chunk.sequence;
     task.kv_head = chunk.kv_head;
     task.row_begin = chunk.row_begin, task.row_end = chunk.row_end;
+    task.covers = covers_of(chunk, thread);
     task.dk_sums = dk_sums_, task.dv_sums = dv_sums_;
     task.dsinks = g_.dsinks ? dsinks_.data() + i * size_t(group_) : nullptr;
     task.blocks = blocks_;
@@ -251,6 +281,8 @@ class Driver {
   std::vector<int64_t> mask_classes_;              // [chunk]; empty: no two chunks share elements of dmask
   std::vector<int32_t> mask_ranks_;                // [chunk]: its place in its class
   Turns mask_turns_;                               // [class][block]
+  std::unique_ptr<CoverFinder> covers_;            // of a program that hides keys
+  std::vector<CoverFinder::Memory> cover_memory_;  // of each thread
   RowTensor dk_sums_{}, dv_sums_{};
   std::unique_ptr<char[]> dk_memory_, dv_memory_;
   std::vector<double> dsinks_;  // [chunk][head of the group]

@@ -72,12 +72,13 @@ template <class T> class GradientLoop {
   static void clear(T* p, int64_t n) { memset(p, 0, size_t(n) * sizeof(T)); }
 
   void run_block(KeyWalk& walk, int64_t block, int64_t first_block, int64_t count) const {
-    GradientBlock<T> keys = open(walk, block);
+    const bool hidden = program_.hides_from_all(block * gradient_block);
+    const GradientBlock<T> keys = open(walk, block, !hidden);
     for (int64_t t = 0; t < count; t += tiles_at_once) {
       const int n = int(min(tiles_at_once, count - t));
       if (block == first_block)
         for (int g = 0; g < n; g++) rows_.start(t + g);
-      tiles_.add(&rows_.tile(t), n, keys, buffers_.row_sums + t * lanes);
+      if (!hidden) tiles_.add(&rows_.tile(t), n, keys, buffers_.row_sums + t * lanes);
       for (int g = 0; g < n; g++)
         if (block == last_block(t + g, first_block)) rows_.end(t + g);
     }
@@ -89,15 +90,18 @@ template <class T> class GradientLoop {
   }
 
   // A whole block, whatever part of it the rows attend: what is computed depends on the sequence alone.
-  GradientBlock<T> open(KeyWalk& walk, int64_t block) const {
+  // read: false: none of its keys is looked at.
+  GradientBlock<T> open(KeyWalk& walk, int64_t block, bool read) const {
     const int head_dim = int(a_.head_dim), v_head_dim = int(a_.v_head_dim);
     const Buffers& b = buffers_;
     GradientBlock<T> opened{b.keys, block * gradient_block, b.k, b.v, b.k_values, b.dk, b.dv, false};
     walk.fill(*b.keys, opened.begin, min(head_.sequence.keys, opened.begin + gradient_block));
-    pack_keys(b.keys->keys(), head_dim, b.k);
-    pack_keys(b.keys->values(), v_head_dim, b.v);
-    opened.k_finite = pack_values(b.keys->keys(), head_dim, b.k_values);
-    program_.load_keys(GradientProgram<T>::taken, opened.begin, b.keys->count);
+    if (read) {
+      pack_keys(b.keys->keys(), head_dim, b.k);
+      pack_keys(b.keys->values(), v_head_dim, b.v);
+      opened.k_finite = pack_values(b.keys->keys(), head_dim, b.k_values);
+      program_.load_keys(GradientProgram<T>::taken, opened.begin, b.keys->count);
+    }
     clear(b.dk, TileLoop::sums_size(head_dim));
     clear(b.dv, TileLoop::sums_size(v_head_dim));
     return opened;

@@ -1,8 +1,7 @@
 // gradient_program.h: a score program in the backward pass: what it has of rows and keys, and of a tile and a block.
 //
 // Scores are computed anew as the forward pass has them, and beside them the program's slope, the derivative of what it
-// gives by the score that it takes. No range of keys is judged as a whole here: the program's mask is asked of each
-// key.
+// gives by the score that it takes.
 #pragma once
 
 #include "tile_scores.h"
@@ -22,7 +21,7 @@ template <class T> class GradientProgram {
   }
 
   GradientProgram(const Attention& a, const GradientTask& task, const ProgramMemory<T>& memory)
-      : a_(a), first_row_(task.row_begin), memory_(memory), runner_(a, *task.sequence, task.kv_head, memory) {}
+      : a_(a), task_(task), memory_(memory), runner_(a, *task.sequence, task.kv_head, memory) {}
 
   void load_rows(const LaneRows& rows) const {
     if (!a_.program) return;
@@ -36,7 +35,14 @@ template <class T> class GradientProgram {
     runner_.load_keys(coordinates, begin, count, memory_.keys_of(keys));
   }
 
-  KeyCover cover() const { return a_.program && a_.program->plan->has[output_mask] ? all_partial : all_visible; }
+  // What its mask leaves to a tile of the block that begins with key `begin`.
+  KeyCover cover(const LaneRows& rows, int64_t begin) const {
+    if (!a_.program) return all_visible;
+    return cover_of(task_.covers, tile(rows), block_number(*task_.sequence, begin, rows_block));
+  }
+  bool hides_from_all(int64_t begin) const {
+    return a_.program && hides(task_.covers, block_number(*task_.sequence, begin, rows_block));
+  }
 
   // What it does to the scores of rows with the range of a block.
   BlockProgram<T> of(const LaneRows& rows, Keys keys, const TileRange& range) const {
@@ -50,10 +56,11 @@ template <class T> class GradientProgram {
   }
 
  private:
-  T* rows_of(const LaneRows& rows) const { return memory_.rows_of((rows.first - first_row_) / lanes); }
+  int64_t tile(const LaneRows& rows) const { return (rows.first - task_.row_begin) / lanes; }
+  T* rows_of(const LaneRows& rows) const { return memory_.rows_of(tile(rows)); }
 
   const Attention& a_;
-  const int64_t first_row_;
+  const GradientTask& task_;
   const ProgramMemory<T>& memory_;
   const ProgramRunner<T> runner_;
 };

@@ -212,7 +212,8 @@ template <class T> class GradientRows {
     KeyWalk walk(a_, sequence, task_.kv_head);
     for (int64_t key = begin / gradient_block * gradient_block; key < end; key += gradient_block) {
       walk.fill(*buffers_.block, key, min(sequence.keys, key + gradient_block));
-      const TileRange range = tile_range(head_, tile.rows, key, buffers_.block->count, buffers_.bias, program_.cover());
+      const TileRange range =
+          tile_range(head_, tile.rows, key, buffers_.block->count, buffers_.bias, program_.cover(tile.rows, key));
       if (range.skip()) continue;
       program_.load_keys(GradientProgram<T>::counted, key, buffers_.block->count);
       pack_keys(buffers_.block->keys(), head_dim_, buffers_.panels);

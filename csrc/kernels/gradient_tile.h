@@ -75,8 +75,8 @@ template <class T> class GradientTileLoop {
   // P^T and dS^T of tile g, from the range's first key on and up to whole panels; adds to its dq.
   template <int N>
   TileRange add_queries(GradientTile<T>& tile, const GradientBlock<T>& block, int g, T* row_sums) const {
-    const TileRange range =
-        tile_range(head_, tile.rows, block.begin, block.keys->count, buffers_.bias, program_.cover());
+    const TileRange range = tile_range(head_, tile.rows, block.begin, block.keys->count, buffers_.bias,
+                                       program_.cover(tile.rows, block.begin));
     if (range.skip()) return range;
     const int n = range.keys();
     T *const s = buffers_.p[g], *const ds = buffers_.ds[g];

@@ -68,6 +68,7 @@ struct GradientTask {
   const Sequence* sequence;
   int64_t kv_head;
   int64_t row_begin, row_end;
+  Covers covers;
   RowTensor dk_sums, dv_sums;  // where sums of dk and dv are kept, in the compute type
   double* dsinks;              // of the heads of the group: what this task adds; null: not wanted
   int64_t blocks;              // of the longest sequence
