@@ -77,8 +77,12 @@ def main() -> None:
     """Train, and print losses and times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--attention", choices=FUNCTIONS, default="gqa")
-    for name, number in {"steps": 200, "batch": 16, "tokens": 64, "width": 128, "heads": 4, "layers": 2}.items():
-        parser.add_argument(f"--{name}", type=int, default=number)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=2)
     a = parser.parse_args()
 
     model = Model(a.tokens, a.width, a.heads, a.layers, FUNCTIONS[a.attention], nnx.Rngs(0))
