@@ -125,5 +125,3 @@ def test_refused(rng):
     ):
         with pytest.raises(kind, match=message):
             gqa.jax.dot_product_attention(q, k, v, **options)
-    with pytest.raises(NotImplementedError, match="no gradients"):
-        jax.grad(lambda q: gqa.jax.dot_product_attention(q, k, v).sum())(q)
