@@ -54,14 +54,11 @@ bool Append::check(const Tensor& k, const Tensor& v, int axes, int64_t batch, in
 bool Append::check_shape(const Tensor& x, Shape expected) {
   refusal_.expected_shape = expected;
   refusal_.shape = x.data.whole_shape();
-  const auto same = [](const Shape& a, const Shape& b) {
-    return a.axes == b.axes && std::equal(a.sizes, a.sizes + a.axes, b.sizes);
-  };
-  if (!same(refusal_.shape, expected)) return refuse(Rule::shape, x.name);
+  if (!(refusal_.shape == expected)) return refuse(Rule::shape, x.name);
   if (!x.scale.given()) return true;
   refusal_.expected_shape.axes--;
   refusal_.shape = x.scale.whole_shape();
-  return same(refusal_.shape, refusal_.expected_shape) || refuse(Rule::scale, x.name);
+  return refusal_.shape == refusal_.expected_shape || refuse(Rule::scale, x.name);
 }
 
 bool Append::spares_inputs(const TensorView& out) {

@@ -24,8 +24,6 @@ Shape shape_of(std::initializer_list<int64_t> sizes, int axes) {
   return shape;
 }
 
-bool same(const Shape& x, const Shape& y) { return x.axes == y.axes && std::equal(x.sizes, x.sizes + x.axes, y.sizes); }
-
 }  // namespace
 
 bool Call::set_query(const TensorView& q) {
@@ -107,7 +105,7 @@ bool Call::check_axes(const Tensor& x) {
   if (x.scale.given()) {
     Shape rows = data.whole_shape();
     rows.axes--;
-    if (!same(x.scale.whole_shape(), rows)) return refuse_shape(Rule::scale, x.name, x.scale.whole_shape(), rows);
+    if (!(x.scale.whole_shape() == rows)) return refuse_shape(Rule::scale, x.name, x.scale.whole_shape(), rows);
   }
   const int64_t channels = data.shape[data.axes - 1];
   return channels <= max_channels || refuse_size(Rule::at_most, x.name, "head_dim", channels, max_channels);
@@ -175,7 +173,7 @@ bool Call::set_sinks() {
   const TensorView& sinks = options_.sinks;
   if (!sinks.given()) return true;
   const Shape expected = shape_of({a_.query_heads}, 1);
-  if (!same(sinks.whole_shape(), expected)) return refuse_shape(Rule::shape, "sinks", sinks.whole_shape(), expected);
+  if (!(sinks.whole_shape() == expected)) return refuse_shape(Rule::shape, "sinks", sinks.whole_shape(), expected);
   if (!sinks.data) return true;
   // Powers of 2 take their place: larger sinks would overflow, and what they leave of the others is 0 or all anyway.
   const double most = (a_.arithmetic == Arithmetic::f64 ? std::numeric_limits<double>::max()

@@ -149,8 +149,7 @@ Strides Call::rows_of(const TensorView& x) const {
 
 bool Call::check_shape(const TensorView& x, const char* name, const Shape& expected) {
   const Shape shape = x.whole_shape();
-  return (shape.axes == expected.axes && std::equal(shape.sizes, shape.sizes + shape.axes, expected.sizes)) ||
-         refuse_shape(Rule::shape, name, shape, expected);
+  return shape == expected || refuse_shape(Rule::shape, name, shape, expected);
 }
 
 bool Call::refuse(Rule rule, const char* argument, const char* other) {

@@ -29,11 +29,10 @@ std::vector<TokenMove> page_moves(const std::vector<PagedSequence>& paged, int64
   std::vector<TokenMove> moves;
   int64_t token = 0;
   for (const PagedSequence& p : paged)
-    for (int64_t at = p.length; at < p.length + p.count;) {
-      const int64_t n = std::min(p.length + p.count - at, page_size - at % page_size);
+    each_span(p.length, p.length + p.count, page_size, [&](int64_t at, int64_t n) {
       moves.push_back({p.pages[at / page_size], at % page_size, 0, token, n});
-      token += n, at += n;
-    }
+      token += n;
+    });
   return moves;
 }
 

@@ -3,19 +3,6 @@
 #include <algorithm>
 
 namespace gqa {
-namespace {
-
-// Calls f(start, count) for the pieces of [first, last) between multiples of size.
-template <class F> void each_span(int64_t first, int64_t last, int64_t size, F f) {
-  while (first < last) {
-    const int64_t count = std::min(last - first, size - first % size);
-    f(first, count);
-    first += count;
-  }
-}
-
-}  // namespace
-
 int64_t Slots::longest() const {
   int64_t longest = 0;
   for (size_t b = 0; b < lengths_.size(); b++)

@@ -9,6 +9,10 @@
 
 namespace gqa {
 
+bool operator==(const Shape& x, const Shape& y) {
+  return x.axes == y.axes && std::equal(x.sizes, x.sizes + x.axes, y.sizes);
+}
+
 bool TensorView::has_elements() const {
   return std::find(shape, shape + std::min(axes, max_axes), 0) == shape + std::min(axes, max_axes);
 }
@@ -38,18 +42,25 @@ bool has_contiguous_channels(const TensorView& x) {
   return x.shape[last] <= 1 || x.strides[last] == bytes_of(x.type) || !x.has_elements();
 }
 
-std::unique_ptr<char[]> copy_of(const TensorView& x, TensorView& copy) {
-  const int64_t bytes = bytes_of(x.type);
-  copy = x;
-  int64_t size = bytes;
+std::unique_ptr<char[]> allocate(TensorView& x) {
+  int64_t size = bytes_of(x.type);
   for (int axis = x.axes - 1; axis >= 0; axis--) {
-    copy.strides[axis] = size;
+    x.strides[axis] = size;
     if (__builtin_mul_overflow(size, x.shape[axis], &size)) throw std::bad_alloc();
   }
   std::unique_ptr<char[]> memory(new char[size_t(size)]);
-  copy.data = memory.get();
-  if (size == 0) return memory;
+  x.data = memory.get();
+  return memory;
+}
 
+std::unique_ptr<char[]> copy_of(const TensorView& x, TensorView& copy) {
+  copy = x;
+  std::unique_ptr<char[]> memory = allocate(copy);
+  if (!x.has_elements()) return memory;
+
+  const int64_t bytes = bytes_of(x.type);
+  int64_t size = bytes;
+  for (int axis = 0; axis < x.axes; axis++) size *= x.shape[axis];
   const int last = x.axes - 1;
   int64_t index[max_axes] = {};
   const char* from = x.data;
@@ -57,9 +68,11 @@ std::unique_ptr<char[]> copy_of(const TensorView& x, TensorView& copy) {
     for (int64_t channel = 0; channel < x.shape[last]; channel++, to += bytes)
       std::memcpy(to, from + channel * x.strides[last], size_t(bytes));
     for (int axis = last - 1; axis >= 0; axis--) {  // the next row, as an odometer counts
-      from += x.strides[axis];
-      if (++index[axis] < x.shape[axis]) break;
-      from -= index[axis] * x.strides[axis];
+      if (++index[axis] < x.shape[axis]) {
+        from += x.strides[axis];
+        break;
+      }
+      from -= (x.shape[axis] - 1) * x.strides[axis];  // never past an end: the stride of one element may be anything
       index[axis] = 0;
     }
   }

@@ -37,6 +37,7 @@ struct Shape {
   int axes;
   int64_t sizes[max_axes];
 };
+bool operator==(const Shape& x, const Shape& y);
 
 // The memory belongs to somebody else, who keeps it alive as long as the view is in use.
 struct TensorView {
@@ -67,6 +68,9 @@ Strides strides_of(const TensorView& x, Layout layout);
 
 // Whether the last axis lies in memory as the kernels read it.
 bool has_contiguous_channels(const TensorView& x);
+
+// Memory for a tensor of x's shape and type in C order, which x is a view of from then on. Throws std::bad_alloc.
+std::unique_ptr<char[]> allocate(TensorView& x);
 
 // A copy in C order, and the view of it. Throws std::bad_alloc.
 std::unique_ptr<char[]> copy_of(const TensorView& x, TensorView& copy);

@@ -8,17 +8,6 @@
 namespace gqa {
 namespace {
 
-std::unique_ptr<char[]> new_tensor(TensorView& x) {
-  int64_t size = bytes_of(x.type);
-  for (int axis = x.axes - 1; axis >= 0; axis--) {
-    x.strides[axis] = size;
-    if (__builtin_mul_overflow(size, x.shape[axis], &size)) throw std::bad_alloc();
-  }
-  std::unique_ptr<char[]> memory(new char[size_t(size)]);
-  x.data = memory.get();
-  return memory;
-}
-
 // Rows of `bytes` in two axes of one batch entry, the shorter strides inside.
 void copy_rows(char* to, Strides to_strides, const char* from, Strides from_strides, int64_t heads, int64_t tokens,
                int64_t bytes) {
@@ -66,13 +55,13 @@ bool StoredTokens::convert(const Tensor& from, DType type, Layout layout, const 
   }
 
   tensor_.data.type = type;
-  data_ = new_tensor(tensor_.data);
+  data_ = allocate(tensor_.data);
   tensor_.scale = TensorView();
   if (type == DType::i8) {
     tensor_.scale = from.data;
     tensor_.scale.axes = 3;
     tensor_.scale.type = DType::f32;
-    scale_ = new_tensor(tensor_.scale);
+    scale_ = allocate(tensor_.scale);
   }
   const Kernels& kernels = active_kernels();
   const auto row_of = [layout](const TensorView& x, int64_t b, int64_t h, int64_t t) {

@@ -1,6 +1,7 @@
 // tokens.h: new tokens of a cache: in the form in which they are stored, and written to where they belong.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -29,6 +30,15 @@ void convert_row(const char* from, DType from_type, double scale, char* to, DTyp
 struct TokenMove {
   int64_t to_batch, to_token, batch, token, count;
 };
+
+// Calls f(start, count) for the pieces of [first, last) between multiples of size.
+template <class F> void each_span(int64_t first, int64_t last, int64_t size, F f) {
+  while (first < last) {
+    const int64_t count = std::min(last - first, size - first % size);
+    f(first, count);
+    first += count;
+  }
+}
 
 // Both of one type, and of four axes in the layout; scales move with their rows.
 void move_tokens(const Tensor& to, const Tensor& from, const std::vector<TokenMove>& moves, Layout layout);
