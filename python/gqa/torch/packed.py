@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
-from gqa.quantization import Quantized
 from gqa.torch.calls import attend_packed
 from gqa.torch.library import VARLEN
 from gqa.torch.modes import runs_now
-from gqa.torch.scaled_dot_product import settings_of
+from gqa.torch.scaled_dot_product import require_recordable, settings_of
 from gqa.torch.tensors import require_tensor
 
 
@@ -76,14 +75,7 @@ def _recorded(
     mask_mod: Any = None,
 ) -> Any:
     """Attention by the operator, for whoever listens to PyTorch's dispatcher."""
-    for name, function in (("score_mod", score_mod), ("mask_mod", mask_mod)):
-        if function is not None:
-            raise NotImplementedError(
-                f"{name} is given, which no operator takes where PyTorch traces or differentiates"
-            )
-    for name, x in (("k", k), ("v", v)):
-        if isinstance(x, Quantized):
-            raise TypeError(f"{name} is quantised, expected a torch.Tensor where PyTorch traces or differentiates")
+    require_recordable({"k": k, "v": v}, score_mod=score_mod, mask_mod=mask_mod)
     result = VARLEN(
         q, k, v, torch.as_tensor(cu_seqlens_q), torch.as_tensor(cu_seqlens_k),
         None if kv_lengths is None else torch.as_tensor(kv_lengths),

@@ -194,14 +194,8 @@ def _recorded(
     mask_mod: Any = None,
 ) -> Any:
     """Attention by the operator, for whoever listens to PyTorch's dispatcher."""
-    for name, function in (("score_mod", score_mod), ("mask_mod", mask_mod)):
-        if function is not None:
-            raise NotImplementedError(
-                f"{name} is given, which no operator takes where PyTorch traces or differentiates"
-            )
-    for name, x in (("k", k), ("v", v), ("past_key", past_key), ("past_value", past_value)):
-        if isinstance(x, Quantized):
-            raise TypeError(f"{name} is quantised, expected a torch.Tensor where PyTorch traces or differentiates")
+    tensors = {"k": k, "v": v, "past_key": past_key, "past_value": past_value}
+    require_recordable(tensors, score_mod=score_mod, mask_mod=mask_mod)
     settings = settings_of(mask, causal, window, scale, softcap, sinks, out, out_dtype, num_threads)
     if past_key is not None and is_recorded((q, k, v, past_key, past_value)):
         past_key, past_value, k, v = None, None, _joined(past_key, k, layout), _joined(past_value, v, layout)
@@ -219,6 +213,18 @@ def _recorded(
 def _joined(past: torch.Tensor, new: torch.Tensor | None, layout: str) -> torch.Tensor:
     """A past and new tokens as one tensor, whose gradient PyTorch knows how to part."""
     return past if new is None else torch.cat([past, new.to(past.dtype)], dim=-2 if layout == "bhsd" else -3)
+
+
+def require_recordable(tensors: dict[str, Any], **functions: Any) -> None:
+    """Raise, by name, for what the operators do not take: functions of scores, and quantised tensors."""
+    for name, function in functions.items():
+        if function is not None:
+            raise NotImplementedError(
+                f"{name} is given, which no operator takes where PyTorch traces or differentiates"
+            )
+    for name, x in tensors.items():
+        if isinstance(x, Quantized):
+            raise TypeError(f"{name} is quantised, expected a torch.Tensor where PyTorch traces or differentiates")
 
 
 def settings_of(
