@@ -47,12 +47,13 @@ template <class T, int M, int N, class A> GQA_INLINE void multiply(Tile<T, M, N>
   }
 }
 
-// As multiply, but where b is 0 nothing is added: 0 * NaN and 0 * infinity do not reach the sum.
+// As multiply, but where b is 0 nothing is added: 0 * NaN and 0 * infinity do not reach the sum. The new sum is kept in
+// a register: Clang would select the product instead and add that, which is no multiply-add and rounds twice.
 template <class T, int M, int N, class A>
 GQA_INLINE void multiply_selecting(Tile<T, M, N>& tile, A a, const T* b, int depth) {
   for (int k = 0; k < depth; k++, b += tile_lanes<T>)
     each<M, N>([&](int i, int v) {
-      const Vec<T> lanes = load(b + v * width<T>), sum = tile.at[i][v] + splat(a(k, i)) * lanes;
+      const Vec<T> lanes = load(b + v * width<T>), sum = in_register(tile.at[i][v] + splat(a(k, i)) * lanes);
       tile.at[i][v] = lanes == 0 ? tile.at[i][v] : sum;
     });
 }
