@@ -79,6 +79,15 @@ def test_normalisation_goes_before_the_rotation(step, do_rotary, rng):
     assert_close(result.present_key, call.cache()[0].astype(np.float64), magnitude=4)
 
 
+def test_normalisation_leaves_heads_of_zeros_0_without_an_epsilon(rng):
+    call, weight = Call(rng), np.ones(8, np.float32)
+    call.q[0, 0, 0] = call.k[0, 1, 0] = 0
+    result = call.run(q_norm_weight=weight, k_norm_weight=weight, qk_norm_epsilon=0.0)
+    norm = lambda x: x / np.maximum(np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True)), 1e-30)  # noqa: E731
+    call.q, call.k = norm(call.q), norm(call.k).astype(np.float32)
+    assert_close(result.output, call.expected().reshape(result.output.shape), magnitude=8)
+
+
 def test_half_precision_is_rotated_in_its_own_type(rng):
     """What the cache holds is rounded once, and it is that which is attended."""
     call = Call(rng, dtype=np.float16)

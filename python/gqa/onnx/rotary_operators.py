@@ -74,10 +74,14 @@ def microsoft_rotary_embedding(
 
 
 def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
-    """x / rms(x) * weight over the channels of each head of x (B, H, S, D); rounded to x's dtype at the end."""
+    """x / rms(x) * weight over the channels of each head of x (B, H, S, D); rounded to x's dtype at the end.
+
+    A head of zeros stays 0, with an epsilon of 0 too.
+    """
     # Its own memory in C order: the order in which a mean adds up follows the strides, and the bits the order.
     wide: Array = np.array(x, np.float64 if x.dtype == np.float64 else np.float32, order="C")
-    wide /= np.sqrt(np.mean(np.square(wide), axis=-1, keepdims=True) + epsilon)
+    rms = np.sqrt(np.mean(np.square(wide), axis=-1, keepdims=True) + epsilon)
+    wide /= np.where(rms == 0, 1, rms)
     wide *= weight.astype(wide.dtype)
     return wide.astype(x.dtype, copy=False)
 
