@@ -5,8 +5,8 @@ order of their absolute numbers, each piece gathered from the ranks that have to
 than two pieces they are attended at once. In longer sequences queries go in blocks, for each of which the pieces come
 by anew: the states of a block's rows wait in memory, one array for each level of the tree (gqa.subtrees), and a block
 has so many rows that these take no more than one piece does. So what a rank has besides its own tokens is at most two
-pieces, what it sends of them, and a piece's size of states, however long the sequence is. While a piece is attended
-the next one is on its way.
+pieces, what it sends of one, and a piece's size of states, however long the sequence is. While a piece is attended the
+next one is on its way.
 """
 
 from __future__ import annotations

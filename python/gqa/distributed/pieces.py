@@ -14,7 +14,7 @@ from gqa.quantization import Quantized
 from gqa.sequences import Store, Table, Tensor, arrays
 
 PIECE: int = _core.SPLIT_KEYS
-AT_ONCE = 2  # that there is room for
+AT_ONCE = 2  # that there is room for: one that is attended, and one on its way
 ALIGNMENT = 64  # bytes
 
 
@@ -42,8 +42,8 @@ class Pieces:
         room = max((sum(self._sizes(piece)) for piece in range(self.count)), default=0)
         own = max((self._sizes(piece)[self._rank] for piece in range(self.count)), default=0)
         self._buffers = np.empty((min(AT_ONCE, self.count), room), np.uint8)
-        self._sent = np.zeros((min(AT_ONCE, self.count), own), np.uint8)
-        self._requests: dict[int, Request] = {}
+        self._sent = np.zeros(own, np.uint8)
+        self._request: Request | None = None
 
     @property
     def piece_bytes(self) -> int:
@@ -51,9 +51,9 @@ class Pieces:
         return self._segment_bytes(PIECE)
 
     def post(self, piece: int) -> None:
-        """Send for a piece; the one AT_ONCE before it is not needed any more."""
+        """Send for a piece, once the one before it is there; the one AT_ONCE before it is not needed any more."""
         sizes = self._sizes(piece)
-        segment = self._sent[piece % AT_ONCE, : sizes[self._rank]]
+        segment = self._sent[: sizes[self._rank]]
         first, last = self._firsts[self._rank, piece : piece + 2]
         own = self._order[first:last]
         some: Array | slice = own
@@ -62,11 +62,13 @@ class Pieces:
         for x, part in zip(arrays(*self._tensors), self._parts(segment, len(own))):
             part[...] = x[:, :, some] if self._token_axis == 2 else x[:, some].swapaxes(1, 2)
         buffer = self._buffers[piece % AT_ONCE, : sum(sizes)]
-        self._requests[piece] = self._comm.Iallgatherv(segment, [buffer, sizes])
+        self._request = self._comm.Iallgatherv(segment, [buffer, sizes])
 
-    def wait(self, piece: int) -> None:
-        """Return when a piece is there."""
-        self._requests.pop(piece).Wait()
+    def wait(self) -> None:
+        """Return when the piece that was sent for last is there."""
+        if self._request is not None:
+            self._request.Wait()
+        self._request = None
 
     def stores(self, piece: int) -> list[Store]:
         """Keys and values of a piece, those of each rank, tokens in the order of their positions."""

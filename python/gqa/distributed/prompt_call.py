@@ -77,14 +77,14 @@ class PromptCall:
             block = slice(i * self._block_rows, min((i + 1) * self._block_rows, len(self._own)))
             busy = block.start < block.stop
             numbers: list[int] = []
-            for piece in range(first, min(first + AT_ONCE, last)):
-                self._pieces.post(piece)
+            if first < last:
+                self._pieces.post(first)
             for piece in range(first, last):
-                self._pieces.wait(piece)
+                self._pieces.wait()
+                if piece + 1 < last:
+                    self._pieces.post(piece + 1)
                 if busy and error is None and last - first > AT_ONCE:
                     error = _caught(self._attend_piece, block, piece, numbers)
-                if piece + AT_ONCE < last:
-                    self._pieces.post(piece + AT_ONCE)
             if busy and error is None:
                 error = _caught(self._end, block, first, last, numbers)
         return error
