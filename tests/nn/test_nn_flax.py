@@ -46,6 +46,31 @@ def test_forward_equals_flax(rng, options):
         np.testing.assert_allclose(layer(q, k, v, **call), flax_layer(q, k, v, **call), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", FLAX_LAYERS)
+@pytest.mark.parametrize("call", ["full", "causal", "masked"])
+def test_gradients_equal_those_of_jax(rng, options, call):
+    jax = pytest.importorskip("jax")
+    flax_layer, layer = flax_pair(**options)
+    q = rng.standard_normal((3, 7, 64), np.float32)
+    k, v = rng.standard_normal((2, 3, 9, layer.in_kv_features), np.float32)
+    mask = rng.random((3, 1, 7, 9)) < 0.7
+    mask[..., 0] = True
+    keywords = {"full": {}, "causal": {"is_causal": True}, "masked": {"mask": mask}}[call]
+    graph, state = nnx.split(flax_layer, nnx.Param)
+    expected_out, of_flax = jax.vjp(lambda state, *x: nnx.merge(graph, state)(*x, **keywords), state, q, k, v)
+    out, pullback = layer.vjp(q, k, v, **keywords)
+    np.testing.assert_allclose(out, expected_out, rtol=0, atol=1e-5)
+    dout = rng.standard_normal(out.shape, np.float32)
+    expected, *of_inputs = of_flax(dout)
+    actual, expected = pullback(dout), nnx.to_pure_dict(expected)
+    for x, y in zip(actual[:3], of_inputs):
+        np.testing.assert_allclose(x, y, rtol=0, atol=3e-6 * max(1, np.abs(y).max()))
+    assert set(actual.parameters) == set(expected)
+    for name, part in expected.items():
+        for n, y in part.items():
+            np.testing.assert_allclose(actual.parameters[name][n], y, rtol=0, atol=1e-5 * max(1, np.abs(y).max()))
+
+
 @pytest.mark.parametrize("leading", [(), (2,), (2, 3)])
 def test_leading_axes_equal_flax(rng, leading):
     flax_layer, layer = flax_pair(**FLAX_LAYERS[0])

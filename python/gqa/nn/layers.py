@@ -10,6 +10,7 @@ import numpy as np
 
 from gqa.arguments import Array, as_array
 from gqa.dtypes import compute_dtype, require_float
+from gqa.nn.gradients import ParameterGradients, Pullback
 from gqa.shapes import Shape, check_shape
 
 
@@ -59,13 +60,32 @@ class Linear(Layer):
 
     def __call__(self, x: Array) -> Array:
         """x (batch, tokens, *inputs) to (batch, tokens, *outputs) by one matrix product, rounded once."""
-        leading, depth, width = x.shape[:2], math.prod(self.inputs), math.prod(self.outputs)
-        wide = compute_dtype(self.dtype.name)
-        rows = x.astype(self.dtype, copy=False).astype(wide, copy=False).reshape(math.prod(leading), depth)
-        y: Array = rows @ self.parameter("kernel").reshape(depth, width).astype(wide, copy=False)
+        y = self._rows(x) @ self._matrix()
         if "bias" in self.shapes:
-            y += self.parameter("bias").reshape(width)
-        return y.astype(self.dtype, copy=False).reshape(*leading, *self.outputs)
+            y += self.parameter("bias").reshape(y.shape[1])
+        return y.astype(self.dtype, copy=False).reshape(*x.shape[:2], *self.outputs)
+
+    def vjp(self, x: Array) -> tuple[Array, Pullback]:
+        """What a call gives, and its pullback, which gives the gradient by x unrounded."""
+        rows, matrix = self._rows(x), self._matrix()
+
+        def pullback(dy: Array) -> tuple[Array, ParameterGradients]:
+            dy = dy.astype(matrix.dtype, copy=False).reshape(len(rows), matrix.shape[1])
+            gradients = {"kernel": rows.T @ dy} | ({"bias": dy.sum(0)} if "bias" in self.shapes else {})
+            by_name = {n: g.reshape(self.shapes[n]).astype(self.dtype, copy=False) for n, g in gradients.items()}
+            return (dy @ matrix.T).reshape(x.shape), {self.name: by_name}
+
+        return self(x), pullback
+
+    def _rows(self, x: Array) -> Array:
+        """x (batch, tokens, *inputs) as a matrix, in the type that products are computed in."""
+        wide = compute_dtype(self.dtype.name)
+        x = x.astype(self.dtype, copy=False).astype(wide, copy=False)
+        return x.reshape(math.prod(x.shape[:2]), math.prod(self.inputs))
+
+    def _matrix(self) -> Array:
+        kernel = self.parameter("kernel").reshape(math.prod(self.inputs), math.prod(self.outputs))
+        return kernel.astype(compute_dtype(self.dtype.name), copy=False)
 
 
 class LayerNorm(Layer):
@@ -77,10 +97,31 @@ class LayerNorm(Layer):
 
     def __call__(self, x: Array) -> Array:
         """x (..., channels) to the same shape, rounded once."""
+        x, factor = self._normalised(x)
+        x *= self.parameter("scale") * factor
+        return x.astype(self.dtype, copy=False)
+
+    def vjp(self, x: Array) -> tuple[Array, Pullback]:
+        """What a call gives, and its pullback, which gives the gradient by x unrounded."""
+        centred, factor = self._normalised(x)
+        normalised = centred * factor
+        scale = self.parameter("scale").astype(normalised.dtype, copy=False)
+
+        def pullback(dy: Array) -> tuple[Array, ParameterGradients]:
+            dy = dy.astype(normalised.dtype, copy=False)
+            by_scale = (dy * normalised).sum(tuple(range(dy.ndim - 1)))
+            dx = dy * scale
+            # Neither the mean of x nor its size matters: the gradient has no part along either.
+            dx -= dx.mean(-1, keepdims=True) + normalised * (dx * normalised).mean(-1, keepdims=True)
+            return dx * factor, {self.name: {"scale": by_scale.astype(self.dtype, copy=False)}}
+
+        return self(x), pullback
+
+    def _normalised(self, x: Array) -> tuple[Array, Array]:
+        """x less its mean, a new array, and what makes its variance 1, (..., 1)."""
         x = x.astype(compute_dtype(self.dtype.name), copy=False)
         x = x - x.mean(-1, keepdims=True)
-        x *= self.parameter("scale") / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-6)
-        return x.astype(self.dtype, copy=False)
+        return x, 1 / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-6)
 
 
 def check_keys(name: str, given: Any, expected: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy as np
 from gqa.arguments import AnyArray, Array, as_array, dtype_name
 from gqa.dtypes import FLOATS, dtype_named, name_of, require_float
 from gqa.nn.dropout import attend_kept
+from gqa.nn.gradients import MultiHeadAttentionGradients, Pullback, attended, composed, of_inputs
+from gqa.nn.inputs import read_inputs
 from gqa.nn.layers import Layer, LayerNorm, Linear, check_keys
 from gqa.nn.masks import four_axes
 from gqa.rules import check_group_sizes
@@ -267,29 +269,15 @@ class MultiHeadAttention:
         deterministic = self.deterministic if deterministic is None else check_flag("deterministic", deterministic)
         if num_threads is not None:
             num_threads = check_int("num_threads", num_threads, 1)
-        if inputs_v is not None and inputs_k is None:
-            raise ValueError("inputs_v is given without inputs_k")
-        inputs_k = inputs_q if inputs_k is None else inputs_k
-        inputs_v = inputs_k if inputs_v is None else inputs_v
-        given = {"inputs_q": inputs_q, "inputs_k": inputs_k, "inputs_v": inputs_v}
-        inputs = {name: as_array(name, x) for name, x in given.items()}
-        for name, x in inputs.items():
-            features = self.in_features if name == "inputs_q" else self.in_kv_features
-            require_float(name, dtype_name(name, x))
-            if x.ndim < 2 or x.shape[-1] != features:
-                raise ValueError(f"{name} has shape {x.shape}, expected (..., length, {features})")
-        inputs_q, inputs_k, inputs_v = inputs.values()
-        leading, queries, keys = inputs_q.shape[:-2], inputs_q.shape[-2], inputs_k.shape[-2]
-        check_shape("inputs_k", inputs_k.shape, (*leading, keys, self.in_kv_features))
-        check_shape("inputs_v", inputs_v.shape, inputs_k.shape)
+        inputs = read_inputs(inputs_q, inputs_k, inputs_v, self.in_features, self.in_kv_features)
+        leading, queries, keys = _sizes(inputs)
         if decode:
             keys = self._check_decode(inputs)
         if mask is not None:
             mask = four_axes(mask, (*leading, self.num_heads, queries, keys))
 
         query, key, value = (
-            project(x.reshape(math.prod(leading), *x.shape[-2:]))
-            for project, x in zip((self.query, self.key, self.value), inputs.values())
+            project(_one_leading_axis(x)) for project, x in zip((self.query, self.key, self.value), inputs.values())
         )
         if self.query_ln is not None and self.key_ln is not None:
             query, key = self.query_ln(query), self.key_ln(key)
@@ -305,6 +293,81 @@ class MultiHeadAttention:
             keep = self.rng.random((*sets, queries, key.shape[1]), np.float32) >= self.dropout_rate
             attended = attend_kept(query, key, value, keep, 1 - self.dropout_rate, {"mask": mask, **options})
         return self.out(attended).reshape(*leading, queries, self.out_features)
+
+    def vjp(
+        self,
+        inputs_q: AnyArray,
+        inputs_k: AnyArray | None = None,
+        inputs_v: AnyArray | None = None,
+        *,
+        mask: AnyArray | None = None,
+        is_causal: bool = False,
+        num_threads: int | None = None,
+    ) -> tuple[Array, Callable[[AnyArray], MultiHeadAttentionGradients]]:
+        """Attend, and return what turns a gradient by the result into gradients by inputs and parameters.
+
+        Parameters
+        ----------
+        inputs_q, inputs_k, inputs_v, mask, is_causal, num_threads
+            As for a call.
+
+        Returns
+        -------
+        out : ndarray, shape (..., Q, out_features)
+            What a call without decoding and dropout returns, to the last bit.
+        pullback : callable
+            From dout, of out's shape and any float type, to the gradients of sum(dout * out): see
+            :class:`MultiHeadAttentionGradients`. It keeps inputs, projections and parameters where they lie: change
+            none in place before it has been called, as often as you like.
+
+        Raises
+        ------
+        TypeError
+            For an argument of a wrong type or dtype; so does pullback.
+        ValueError
+            For shapes that do not fit, and where calls decode or drop weights, which has no gradient here.
+
+        Examples
+        --------
+        >>> import gqa.nn, numpy as np
+        >>> layer = gqa.nn.MultiHeadAttention(8, 32, num_kv_heads=2, rng=0)
+        >>> x = np.ones((4, 10, 32), np.float32)
+        >>> out, pullback = layer.vjp(x, is_causal=True)
+        >>> gradients = pullback(2 * out)  # by the inputs and parameters, of the sum of squares
+        >>> layer.out.bias -= 0.01 * gradients.parameters["out"]["bias"]
+        """
+        if self.decode:
+            raise ValueError("the layer decodes, which has no gradient: expected decode=False")
+        if self.dropout_rate and not self.deterministic:
+            raise ValueError(f"dropout_rate is {self.dropout_rate}, which has no gradient: expected deterministic=True")
+        is_causal = check_flag("is_causal", is_causal)
+        inputs = read_inputs(inputs_q, inputs_k, inputs_v, self.in_features, self.in_kv_features)
+        leading, queries, keys = _sizes(inputs)
+        if mask is not None:
+            mask = four_axes(mask, (*leading, self.num_heads, queries, keys))
+
+        query, of_query = _projected(self.query, self.query_ln, inputs["inputs_q"])
+        key, of_key = _projected(self.key, self.key_ln, inputs["inputs_k"])
+        value, of_value = _projected(self.value, None, inputs["inputs_v"])
+        options = {"mask": mask, "causal": is_causal, "query_offset": 0, "layout": "bshd", "num_threads": num_threads}
+        heads, of_attention = attended(query, key, value, options)
+        out, of_out = self.out.vjp(heads)
+        out = out.reshape(*leading, queries, self.out_features)
+        left_out = [x is None for x in (inputs_q, inputs_k, inputs_v)]
+
+        def pullback(dout: AnyArray) -> MultiHeadAttentionGradients:
+            dout = as_array("dout", dout)
+            require_float("dout", dtype_name("dout", dout))
+            check_shape("dout", dout.shape, out.shape)
+            dheads, of_parameters = of_out(dout)
+            by_inputs = []
+            for through, gradient in zip((of_query, of_key, of_value), of_attention(dheads)):
+                by_input, of_part = through(gradient)
+                by_inputs.append(by_input)
+                of_parameters |= of_part
+            return MultiHeadAttentionGradients(*of_inputs(by_inputs, list(inputs.values()), left_out), of_parameters)
+
+        return out, pullback
 
     def _check_decode(self, inputs: dict[str, Array]) -> int:
         """The length of the cache; ValueError unless it can take the inputs as its next token."""
@@ -329,3 +392,23 @@ class MultiHeadAttention:
             caches.append(cache.reshape(len(x), *cache.shape[-3:]))
         self.cache_index += 1
         return caches[0], caches[1]
+
+
+def _sizes(inputs: dict[str, Array]) -> tuple[Shape, int, int]:
+    """The leading axes, and the numbers of queries and keys."""
+    queries = inputs["inputs_q"].shape
+    return queries[:-2], queries[-2], inputs["inputs_k"].shape[-2]
+
+
+def _one_leading_axis(x: Array) -> Array:
+    """x (..., length, features) as (batch, length, features)."""
+    return x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+
+
+def _projected(linear: Linear, norm: LayerNorm | None, x: Array) -> tuple[Array, Pullback]:
+    """x (..., length, features) through both, as (batch, length, heads, head_dim), and the pullback of that."""
+    y, pullback = linear.vjp(_one_leading_axis(x))
+    if norm is None:
+        return y, pullback
+    y, of_norm = norm.vjp(y)
+    return y, composed(pullback, of_norm)
