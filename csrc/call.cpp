@@ -4,6 +4,7 @@
 #include <cmath>
 #include <initializer_list>
 #include <limits>
+#include <new>
 #include <utility>
 
 #include "elements.h"
@@ -179,6 +180,7 @@ bool Call::set_sinks() {
   const double most = (a_.arithmetic == Arithmetic::f64 ? std::numeric_limits<double>::max()
                                                         : double(std::numeric_limits<float>::max())) /
                       1.5;
+  if (size_t(a_.query_heads) > sinks_.max_size()) throw std::bad_alloc();
   sinks_.resize(size_t(a_.query_heads));
   for (int64_t h = 0; h < a_.query_heads; h++) {
     const double sink = element_as_double(sinks.data + h * sinks.strides[0], sinks.type);

@@ -1,6 +1,7 @@
 // merge.cpp: partial results merged: any parts, shapes, strides and types.
 #include <algorithm>
 
+#include "coverage.h"
 #include "states.h"
 #include "tensors.h"
 
@@ -29,9 +30,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const TensorView out = tensors.result(float_type(input), shape, 0xa5), lse = tensors.result(lse_type(), rows, 0xa5);
   if (!tensors.complete()) return 0;
   const uint64_t before = tensors.checksum(out);
-  const StateMerge merged{rows.axes, rows.sizes, channels, parts.data(), part_count,  out.data,
-                          lse.data,  out.type,   lse.type, out.strides,  lse.strides, 3};
+  StateMerge merged{rows.axes, rows.sizes, channels, parts.data(), part_count,  out.data,
+                    lse.data,  out.type,   lse.type, out.strides,  lse.strides, 1};
   merge(merged);
+  const std::vector<uint8_t> serial = tensors.bytes_of_block(out);
+  merged.threads = 3;
+  {
+    const Uncounted uncounted;
+    merge(merged);
+  }
+  GQA_REQUIRE(tensors.bytes_of_block(out) == serial);
   Tensors::fill(lse, 0xa5);
   GQA_REQUIRE(tensors.checksum(out) == before);
   return 0;

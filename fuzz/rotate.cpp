@@ -1,6 +1,8 @@
 // rotate.cpp: rotary embedding of any strides, positions and tables.
 #include <algorithm>
+#include <optional>
 
+#include "coverage.h"
 #include "dispatch.h"
 #include "rotary.h"
 #include "tensors.h"
@@ -47,6 +49,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   for (const std::string& isa : available_isas()) {
     use_isa(isa);
     for (r.threads = 1; r.threads < 4; r.threads += 2) {
+      std::optional<Uncounted> uncounted;
+      if (r.threads > 1) uncounted.emplace();
       Tensors::fill(out, 0xa5);
       rotate(r);
       if (r.threads == 1) serial = tensors.bytes_of_block(out);

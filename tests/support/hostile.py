@@ -219,6 +219,13 @@ def tokens() -> Iterator[Row]:
         lambda a: {"q": np.broadcast_to(a["q"][:, :, :1], (B, HQ, 2**50, D)), "out": None, "mask": None},
         None, MemoryError,
     )  # fmt: skip
+    yield Row(
+        "more sinks than an address space holds",
+        lambda a: {x: np.broadcast_to(np.float16(0), shape) for x, shape in {
+            "q": (1, 2**60 + 8, 1, 1), "k": (1, 1, 1, 1), "v": (1, 1, 1, 1), "sinks": (2**60 + 8,)}.items()
+        } | {"out": None, "mask": None},
+        None, MemoryError,
+    )  # fmt: skip
 
 
 WRONG = (TypeError, ValueError)  # of a list: NumPy makes an array of floats or objects of what no integer type holds
