@@ -162,11 +162,11 @@ def test_the_operators_are_sound():
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_static", "test_aot_dispatch_dynamic")
     for layout in ("bhsd", "bshd"):
         given = tensors(layout=layout)
-        settings = (None, torch.zeros(4), True, 3, None, 0.5, 0.0, None, 1)
+        settings = (None, torch.zeros(4), True, 3, None, 0.5, 0.0, None, 1, None, [])
         for positions in ((None, None, None), (torch.tensor([9, 4]), None, 0), (None, torch.tensor([1, 2]), None)):
             arguments = (*given, None, None, *positions, layout, *settings)
             torch.library.opcheck(torch.ops.gqa.attention.default, arguments, test_utils=tests)
-    arguments = (*packed(), None, None, None, True, None, None, None, 0.0, None, None)
+    arguments = (*packed(), None, None, None, True, None, None, None, 0.0, None, None, None, [])
     torch.library.opcheck(torch.ops.gqa.varlen_attention.default, arguments, test_utils=tests)
 
 
@@ -239,12 +239,13 @@ def test_profiles_and_modes_show_the_operator():
     assert_equal(gqa.torch.attention(*given), array(expected))
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap():
     q, k, v = (torch.stack([x, x + 1]) for x in tensors())
     result = torch.vmap(gqa.torch.attention)(q, k, v)
     for i in range(2):
         assert_equal(result[i], gqa.attention(*(array(x[i]) for x in (q, k, v))))
+    result = torch.vmap(gqa.torch.attention, (0, None, 3))(q, k[0], v.movedim(0, 3))
+    assert_equal(result[1], gqa.attention(*(array(x) for x in (q[1], k[0], v[1]))))
 
 
 # ---- refused -------------------------------------------------------------------------------------------------------
@@ -273,15 +274,3 @@ def test_what_does_not_fit_is_refused():
         gqa.torch.attention(q, torch.complex(k, k).conj().imag, v)
     with pytest.raises(TypeError, match="out is given, but nothing can be written to"):
         gqa.torch.attention(q.requires_grad_(), k, v, out=torch.empty_like(q))
-
-
-def test_functions_of_scores():
-    """Eagerly they are gqa's own; an operator has none."""
-    q, k, v = tensors()
-    options = {"score_mod": lambda score, b, h, i, j: score - 0.1 * (i - j), "mask_mod": lambda b, h, i, j: j <= i}
-    assert_equal(gqa.torch.attention(q, k, v, **options), gqa.attention(*map(array, (q, k, v)), **options))
-    assert_equal(
-        gqa.torch.varlen_attention(*packed(), **options), gqa.varlen_attention(*map(array, packed()), **options)
-    )
-    with pytest.raises(NotImplementedError, match="mask_mod is given, which no operator takes"):
-        gqa.torch.attention(q.requires_grad_(), k, v, mask_mod=options["mask_mod"])

@@ -118,12 +118,24 @@ def test_compiled_with_all_that_is_differentiable():
 
 def test_the_operators_are_sound():
     """By PyTorch's own checks, of gradients among them."""
-    settings = (None, torch.zeros(4, dtype=torch.float64, requires_grad=True), True, 3, None, 0.5, 0.0, None, 1)
+    settings = (
+        None,
+        torch.zeros(4, dtype=torch.float64, requires_grad=True),
+        True,
+        3,
+        None,
+        0.5,
+        0.0,
+        None,
+        1,
+        None,
+        [],
+    )
     arguments = (*tensors(), None, None, None, None, 0, "bhsd", *settings)
     torch.library.opcheck(torch.ops.gqa.attention.default, arguments)
     q, k, v = (x.detach()[0].transpose(0, 1).contiguous().requires_grad_() for x in tensors(tokens=(4, 4, 4)))
     ends = torch.tensor([0, 2, 4])
-    settings = (None, None, True, None, None, None, 0.0, None, None)
+    settings = (None, None, True, None, None, None, 0.0, None, None, None, [])
     torch.library.opcheck(torch.ops.gqa.varlen_attention.default, (q, k, v, ends, ends, None, *settings))
 
 

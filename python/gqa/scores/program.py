@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,6 +40,11 @@ class Plan:
         self._sources = [x.source for x in self.arrays]
 
     @functools.cached_property
+    def text(self) -> str:
+        """All of it, for :func:`plan_of`; equal for equal plans."""
+        return json.dumps([self.instructions, self.outputs, [x._replace(source=None) for x in self.arrays]])
+
+    @functools.cached_property
     def core(self) -> Any:
         """What the core makes of it."""
         return _core.ScoreProgram(
@@ -51,6 +57,19 @@ class Plan:
         return tuple([x if x.ndim else x.reshape(1) for x in arrays])
 
 
+@functools.lru_cache(maxsize=512)
+def plan_of(text: str) -> Plan:
+    """The plan that a text stands for; what its arrays are, a :class:`Program` says."""
+    graph = Graph()
+    instructions, outputs, arrays = json.loads(text)
+    for op, kind, operands, payload in instructions:
+        if op == "gather":
+            payload = payload[0], tuple(payload[1])
+        graph.instructions.append(Instruction(op, kind, tuple(operands), payload))
+    graph.arrays = [ArrayUse(*x) for x in arrays]
+    return Plan(graph, outputs)
+
+
 class Program:
     """Score functions as a program, made by :func:`gqa.trace`; takes their place as ``score_mod`` or ``mask_mod``.
 
@@ -59,6 +78,7 @@ class Program:
 
     def __init__(self, plan: Plan, arrays: tuple[Any, ...]) -> None:
         self._plan, self._arrays = plan, arrays
+        self._text = plan.text
 
     @property
     def plan(self) -> Plan:
@@ -69,6 +89,11 @@ class Program:
     def arrays(self) -> tuple[Any, ...]:
         """The arrays that the program reads, in the plan's order."""
         return self._arrays
+
+    @property
+    def text(self) -> str:
+        """The instructions as text, for whoever passes programs on as such."""
+        return self._text
 
     def __repr__(self) -> str:
         return "\n".join(_lines(self._plan))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gqa.torch.backward
-import gqa.torch.operators  # noqa: F401 (both give the operators what they do)
+import gqa.torch.mapped
+import gqa.torch.operators  # noqa: F401 (these give the operators what they do)
 from gqa.torch.kv_caches import KVCache, PagedKVCache
 from gqa.torch.packed import varlen_attention
 from gqa.torch.scaled_dot_product import attention, scaled_dot_product_attention

@@ -58,22 +58,26 @@ def _save(operator: Any, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None
     named = dict(zip(names_of(operator), inputs))
     if named.get("past_key") is not None:
         raise NotImplementedError("past_key has no gradient: torch.ops.gqa.attention takes it joined to k, or detached")
+    captured = named.pop("captured")
     tensors = {name: x for name, x in named.items() if isinstance(x, torch.Tensor)}
-    ctx.save_for_backward(*tensors.values(), *output)
+    ctx.save_for_backward(*tensors.values(), *output, *captured)
     ctx.names, ctx.others = list(tensors), {name: x for name, x in named.items() if name not in tensors}
 
 
 def _differentiate(operator: Any, backward: Any, ctx: Any, dout: Any, dlse: Any) -> Gradients:
-    *tensors, out, lse = ctx.saved_tensors
+    saved, count = ctx.saved_tensors, len(ctx.names)
+    tensors, (out, lse), captured = saved[:count], saved[count : count + 2], saved[count + 2 :]
     names = names_of(operator)
     mask_grad = ctx.needs_input_grad[names.index("mask")]
     if mask_grad and operator is VARLEN:
         raise NotImplementedError("mask requires a gradient, which varlen_attention does not have")
     named = {**dict(zip(ctx.names, tensors)), **ctx.others}
-    named |= {"dout": dout, "dlse": dlse, "out": out, "lse": lse, "mask_grad": mask_grad}
+    named |= {"dout": dout, "dlse": dlse, "out": out, "lse": lse, "mask_grad": mask_grad, "captured": captured}
     found = dict(zip(_DIFFERENTIABLE, backward(*(named[name] for name in names_of(backward)))))
     needed = dict(zip(names, ctx.needs_input_grad))
-    return tuple(found[name] if needed[name] and name in found else None for name in names)
+    grads = {name: x for name, x in found.items() if needed[name]}
+    grads["captured"] = [None] * len(captured)
+    return tuple(grads.get(name) for name in names)
 
 
 def _refuse_second(*_: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from gqa import scaled_dot_product, varlen
+from gqa.torch.programs import viewed_program
 from gqa.torch.tensors import FLOAT_DTYPES, as_tensor, as_viewed, named_dtype
 
 
@@ -47,6 +48,9 @@ def attended(
         if channels is not None and dtype is not None:  # otherwise the core says what is missing or wrong
             out = torch.empty(q.shape[:-1] + (channels,), dtype=dtype)  # noqa: RUF005 (a third of the time)
             viewed["out"] = as_viewed(out)
+    functions = viewed.pop("score_mod", None), viewed.pop("mask_mod", None)
+    if functions != (None, None):
+        viewed["score_mod"] = viewed_program(*functions)
     if options.get("num_threads") is None:
         viewed["num_threads"] = torch.get_num_threads()
     result = function(*map(as_viewed, tensors), **viewed)

@@ -1,8 +1,9 @@
 """The operators of torch.ops.gqa: their arguments, and how those become options of gqa's functions.
 
 Each has every argument of its function in :mod:`gqa`, except that an option which may be a number or a tensor is two
-arguments, and a window is its two bounds. The forward operators always return the log-sum-exp, which the backward ones
-need. Those return an empty tensor for a gradient that there is not.
+arguments, a window is its two bounds, and score functions are a program's text and the tensors that it reads. The
+forward operators always return the log-sum-exp, which the backward ones need. Those return an empty tensor for a
+gradient that there is not.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from typing import Any
 
 import torch
 
+from gqa.torch.programs import program_of
+
 _OPTIONS = """Tensor? mask, Tensor? sinks, bool causal, SymInt? left, SymInt? right, float? scale, float softcap,
-    ScalarType? out_dtype, SymInt? num_threads"""
+    ScalarType? out_dtype, SymInt? num_threads, str? program, Tensor[] captured"""
 _POSITIONS = "Tensor? kv_lengths, Tensor? query_offsets, SymInt? query_offset, str layout"
 _ENDS = "Tensor cu_seqlens_q, Tensor cu_seqlens_k"
 _RESULTS = "Tensor dout, Tensor? dlse, Tensor out, Tensor lse, bool mask_grad"
@@ -46,6 +49,9 @@ def options_of(operator: Any, arguments: tuple[Any, ...]) -> dict[str, Any]:
     offsets = options.pop("query_offsets", None)
     if offsets is not None:
         options["query_offset"] = offsets
+    text, captured = options.pop("program"), options.pop("captured")
+    if text is not None:
+        options["score_mod"] = program_of(text, captured)
     if left is not None or right is not None:
         options["window"] = (left, right)
     return options

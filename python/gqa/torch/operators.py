@@ -32,6 +32,7 @@ def _describe(*arguments: Any) -> Results:
     given = {name: x for name, x in options_of(ATTENTION, arguments).items() if x is not None}
     tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
     q, out_dtype = tensors["q"], given.pop("out_dtype", None)
+    given.pop("score_mod", None)
     values: Any = tensors.get("v", tensors.get("past_value"))
     symbolic = any(not isinstance(n, int) for x in tensors.values() for n in x.shape)
     if values is None or not symbolic:  # otherwise the kernel checks what the graph is given

@@ -38,7 +38,8 @@ def varlen_attention(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: An
 
     Notes
     -----
-    Differentiable by q, k, v and sinks, by :func:`gqa.varlen_attention_vjp`.
+    Differentiable by q, k, v and sinks, by :func:`gqa.varlen_attention_vjp`. Score functions as in
+    :func:`gqa.torch.attention`.
 
     Examples
     --------
@@ -75,10 +76,10 @@ def _recorded(
     mask_mod: Any = None,
 ) -> Any:
     """Attention by the operator, for whoever listens to PyTorch's dispatcher."""
-    require_recordable({"k": k, "v": v}, score_mod=score_mod, mask_mod=mask_mod)
+    require_recordable(k=k, v=v)
     result = VARLEN(
         q, k, v, torch.as_tensor(cu_seqlens_q), torch.as_tensor(cu_seqlens_k),
         None if kv_lengths is None else torch.as_tensor(kv_lengths),
-        *settings_of(mask, causal, window, scale, softcap, sinks, out, out_dtype, num_threads),
+        *settings_of(mask, causal, window, scale, softcap, sinks, out, out_dtype, num_threads, score_mod, mask_mod),
     )  # fmt: skip
     return result if return_lse else result[0]

@@ -12,6 +12,7 @@ from gqa.shapes import MOST_CHANNELS, check_flag, check_window
 from gqa.torch.calls import attend, attend_tokens_first
 from gqa.torch.library import ATTENTION
 from gqa.torch.modes import is_recorded, runs_now
+from gqa.torch.programs import arguments_of
 from gqa.torch.tensors import FLOAT_DTYPES, require_tensor
 
 _FLOATS = frozenset(FLOAT_DTYPES.values())
@@ -45,6 +46,9 @@ def attention(q: Any, k: Any = None, v: Any = None, **options: Any) -> Any:
     -----
     Differentiable by q, k, v, a past, sinks and a mask of floats, by :func:`gqa.attention_vjp`, without an S x T array;
     where gradients are recorded, a past is joined to k and v.
+
+    Score functions have gradients by the score, and none by what they captured. A graph of torch.compile, and
+    torch.export with strict=True, takes what :func:`gqa.trace` returned outside of it; a function breaks the graph.
 
     The results have the bits of :func:`gqa.attention`. num_threads is :func:`torch.get_num_threads` by default. PyTorch
     sees one operator, ``torch.ops.gqa.attention``: in graphs of torch.compile and torch.export, and in profiles.
@@ -194,9 +198,10 @@ def _recorded(
     mask_mod: Any = None,
 ) -> Any:
     """Attention by the operator, for whoever listens to PyTorch's dispatcher."""
-    tensors = {"k": k, "v": v, "past_key": past_key, "past_value": past_value}
-    require_recordable(tensors, score_mod=score_mod, mask_mod=mask_mod)
-    settings = settings_of(mask, causal, window, scale, softcap, sinks, out, out_dtype, num_threads)
+    require_recordable(k=k, v=v, past_key=past_key, past_value=past_value)
+    settings = settings_of(
+        mask, causal, window, scale, softcap, sinks, out, out_dtype, num_threads, score_mod, mask_mod
+    )
     if past_key is not None and is_recorded((q, k, v, past_key, past_value)):
         past_key, past_value, k, v = None, None, _joined(past_key, k, layout), _joined(past_value, v, layout)
     number = query_offset is None or isinstance(query_offset, (int, torch.SymInt))
@@ -215,13 +220,8 @@ def _joined(past: torch.Tensor, new: torch.Tensor | None, layout: str) -> torch.
     return past if new is None else torch.cat([past, new.to(past.dtype)], dim=-2 if layout == "bhsd" else -3)
 
 
-def require_recordable(tensors: dict[str, Any], **functions: Any) -> None:
-    """Raise, by name, for what the operators do not take: functions of scores, and quantised tensors."""
-    for name, function in functions.items():
-        if function is not None:
-            raise NotImplementedError(
-                f"{name} is given, which no operator takes where PyTorch traces or differentiates"
-            )
+def require_recordable(**tensors: Any) -> None:
+    """TypeError, by name, for what the operators do not take: quantised tensors."""
     for name, x in tensors.items():
         if isinstance(x, Quantized):
             raise TypeError(f"{name} is quantised, expected a torch.Tensor where PyTorch traces or differentiates")
@@ -229,7 +229,7 @@ def require_recordable(tensors: dict[str, Any], **functions: Any) -> None:
 
 def settings_of(
     mask: Any, causal: Any, window: Any, scale: Any, softcap: Any, sinks: Any, out: Any, out_dtype: Any,
-    num_threads: Any,
+    num_threads: Any, score_mod: Any, mask_mod: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
     """The options that end the arguments of every operator."""
     if out is not None:
@@ -245,4 +245,5 @@ def settings_of(
         float(softcap),
         FLOAT_DTYPES.get(out_dtype, out_dtype),
         num_threads,
+        *arguments_of(score_mod, mask_mod),
     )
