@@ -52,10 +52,7 @@ PyObject* infer_shapes(PyObject*, PyObject* const* args, Py_ssize_t count) {
     arguments.options.read_numbers();
     Call call(arguments.options.options());
     arguments.check(call, kv_lengths, query_offset);
-    const auto described = [](const Shape& shape, DType type) {
-      return py::make_tuple(as_tuple(shape), name_of(type));
-    };
-    return py::make_tuple(described(call.out_shape(), call.out_type()), described(call.lse_shape(), call.lse_type()));
+    return described_results(call);
   });
 }
 
@@ -63,6 +60,7 @@ PyMethodDef methods[] = {
     method<attention>("attention", "gqa.attention, once its arguments are in order."),
     method<infer_shapes>("infer_shapes", "gqa.infer_shapes, the same."),
     method<attend_sequences>("attend_sequences", "Attention of sequences whose keys are runs of stores."),
+    method<infer_sequences>("infer_sequences", "The shapes and dtypes of its results, the same."),
     method<attend_states>("attend_states", "The raw states of such sequences."),
     method<merge_subtrees>("merge_subtrees", "Raw states of parts of sequences, merged in the order of the tree."),
     {nullptr, nullptr, 0, nullptr},

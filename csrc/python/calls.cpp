@@ -30,6 +30,11 @@ py::array new_array(const Shape& shape, DType type, PyObject* like) {
                    std::vector<py::ssize_t>(shape.sizes, shape.sizes + shape.axes));
 }
 
+py::object described_results(const Call& call) {
+  const auto described = [](const Shape& shape, DType type) { return py::make_tuple(as_tuple(shape), name_of(type)); };
+  return py::make_tuple(described(call.out_shape(), call.out_type()), described(call.lse_shape(), call.lse_type()));
+}
+
 // Numbers of which only the shape may be known: a tuple (shape, name of the dtype) of integers.
 IntegerList described_integers(PyObject* object, const char* name) {
   if (!PyTuple_CheckExact(object) || PyTuple_GET_SIZE(object) != 2 || !PyTuple_CheckExact(PyTuple_GET_ITEM(object, 0)))

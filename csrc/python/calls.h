@@ -42,6 +42,9 @@ TensorView query_view(Views& views, PyObject* q);
 // The output, or (output, lse). q: the object, whose dtype a new output takes.
 py::object compute(Call& call, const OptionReader& reader, PyObject* q);
 
+// ((out's shape, name of its dtype), (lse's shape, name of its dtype)).
+py::object described_results(const Call& call);
+
 // A new array, of the dtype of the object `like` where that is one of NumPy's of that type: bfloat16 is another
 // package's.
 py::array new_array(const Shape& shape, DType type, PyObject* like);
@@ -50,6 +53,7 @@ py::array new_array(const Shape& shape, DType type, PyObject* like);
 IntegerList described_integers(PyObject* object, const char* name);
 
 PyObject* attend_sequences(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* infer_sequences(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* attend_states(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* merge_subtrees(PyObject*, PyObject* const* args, Py_ssize_t count);
 

@@ -119,10 +119,25 @@ PyObject* sequences_vjp(PyObject*, PyObject* const* args, Py_ssize_t count) {
   });
 }
 
+// The same of shapes and dtypes alone: tensors, mask_shape, options.
+PyObject* check_sequences_vjp(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  return guarded([&]() -> py::object {
+    require_arguments("check_sequences_vjp", count, 3);
+    const MaskShape mask_shape = read_mask_shape(args[1]);
+    OptionReader options(args[2]);
+    options.read_numbers();
+    Tensors tensors(args[0], true);
+    GradientCall call(options.options());
+    tensors.check(call, options, false, &mask_shape);
+    return py::none();
+  });
+}
+
 PyMethodDef methods[] = {
     method<attention_vjp>("attention_vjp", "gqa.attention_vjp, once its arguments are in order."),
     method<check_attention_vjp>("check_attention_vjp", "The same of shapes and dtypes alone: raises what it would."),
     method<sequences_vjp>("sequences_vjp", "gqa.varlen_attention_vjp, the same."),
+    method<check_sequences_vjp>("check_sequences_vjp", "The same of shapes and dtypes alone: raises what it would."),
     {nullptr, nullptr, 0, nullptr},
 };
 

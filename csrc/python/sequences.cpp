@@ -41,29 +41,40 @@ void add_merges(SequenceList& list, const Table& sequences, const Table& subtree
   }
 }
 
+// A call of sequences up to its options: (q, stores, mask_shape, options), checked.
+struct SequenceCall {
+  SequenceCall(PyObject* q_object, PyObject* stores, PyObject* mask, PyObject* options, bool described)
+      : mask_shape(read_mask_shape(mask)), reader(options), views(described), call(reader.options()) {
+    reader.read_numbers();
+    q = query_view(views, q_object);
+    reader.read_tensors(views);
+    if (!call.set_query(q)) raise(call.refusal());
+    add_stores(call, views, stores, tensors);
+    if (!call.set_options(&mask_shape)) raise(call.refusal());
+  }
+
+  const MaskShape mask_shape;
+  OptionReader reader;
+  Views views;
+  Call call;
+  TensorView q;
+  std::vector<Tensor> tensors;
+};
+
 // What attend_sequences and attend_states have in common. states: null, or (states, whole_queries).
 py::object attend_runs(PyObject* const* args, PyObject* states) {
   PyObject* const* const tables = items_of(args[2], 3, "the tables");
-  const MaskShape mask_shape = read_mask_shape(tables[2]);
   PyObject* const* const raw = states ? items_of(states, 2, "the states") : nullptr;
   const int64_t whole_queries = raw ? read_integer(raw[1], "whole_queries") : 0;
-  OptionReader reader(args[3]);
-  reader.read_numbers();
-  Views views;
-  Call call(reader.options());
-  const TensorView q = query_view(views, args[0]);
-  reader.read_tensors(views);
-  if (!call.set_query(q)) raise(call.refusal());
-  std::vector<Tensor> tensors;
-  add_stores(call, views, args[1], tensors);
-  if (!call.set_options(&mask_shape)) raise(call.refusal());
+  SequenceCall checked(args[0], args[1], tables[2], args[3], false);
+  Call& call = checked.call;
   TensorView states_view;
-  if (raw) states_view = views.view(raw[0], "states", Role::floats);
+  if (raw) states_view = checked.views.view(raw[0], "states", Role::floats);
   if (states_view.given() && !call.set_states(states_view)) raise(call.refusal());
-  add_sequences(call.sequences(mask_shape),
+  add_sequences(call.sequences(checked.mask_shape),
                 Table(tables[0], "sequences", raw ? state_sequence_columns : sequence_columns),
                 Table(tables[1], "runs", run_columns), raw != nullptr, whole_queries);
-  if (!states_view.given()) return compute(call, reader, args[0]);
+  if (!states_view.given()) return compute(call, checked.reader, args[0]);
   without_gil([&] { call.run_to_states(); });
   return py::none();
 }
@@ -79,6 +90,15 @@ PyObject* attend_sequences(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return guarded([&] {
     require_arguments("attend_sequences", count, 4);
     return attend_runs(args, nullptr);
+  });
+}
+
+// What comes of such a call, from shapes and dtypes alone: (q, stores, mask_shape, options), each tensor a tuple
+// (shape, name of the dtype): ((out's shape, dtype), (lse's shape, dtype)).
+PyObject* infer_sequences(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  return guarded([&] {
+    require_arguments("infer_sequences", count, 4);
+    return described_results(SequenceCall(args[0], args[1], args[2], args[3], true).call);
   });
 }
 

@@ -17,8 +17,9 @@ from gqa.gradients import AttentionGradients, attention_vjp, varlen_attention_vj
 from gqa.quantization import Quantized, quantize
 from gqa.rotary_embedding import rotary, rotary_tables
 from gqa.runtime import get_num_threads, info, read_environment, set_num_threads
-from gqa.scaled_dot_product import attention, infer_shapes
+from gqa.scaled_dot_product import attention
 from gqa.scores.tracing import trace
+from gqa.shape_inference import infer_shapes
 from gqa.states import merge_states
 from gqa.varlen import varlen_attention
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from gqa import _core, gradients, scaled_dot_product
+from gqa import _core, gradients, scaled_dot_product, shape_inference
 from gqa.arguments import Array
 from gqa.quantization import Quantized
 
@@ -276,7 +276,7 @@ def _folded(name: str, x: Array, axes: int, leading: tuple[int, ...], batch: int
 def _call(operands: dict[str, Any], options: dict[str, Any]) -> _Call:
     """The call with these operands; TypeError or ValueError if attention would raise one."""
     shapes, dtypes = ({name: getattr(x, what) for name, x in operands.items()} for what in ("shape", "dtype"))
-    inferred = scaled_dot_product.infer_shapes(shapes, dtypes, **options)
+    inferred = shape_inference.infer_shapes(shapes, dtypes, **options)
     settings = dict(options)
     if settings.get("window") is not None:
         settings["window"] = tuple(settings["window"])

@@ -6,11 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from gqa import _core
 from gqa.arguments import AnyArray, Array
-from gqa.dtypes import name_of
-from gqa.options import Options
-from gqa.quantization import Quantized
 from gqa.scores.tracing import MaskMod, ScoreMod, bind
-from gqa.shapes import Shape, check_int
 from gqa.signatures import AnyTensor, AttentionOptions, Flag, Real, Whole, Window
 
 if TYPE_CHECKING:
@@ -157,70 +153,3 @@ def attention(
         (q, k, v, past_key, past_value), query_offset, kv_lengths, options
     )
     return result
-
-
-def infer_shapes(shapes: dict[str, Shape], dtypes: dict[str, Any], **options: Any) -> dict[str, tuple[Shape, str]]:
-    """The shapes and dtypes that :func:`attention` returns, from shapes and dtypes alone.
-
-    Parameters
-    ----------
-    shapes : dict of str to tuple of int
-        By argument name: q, and k and v, past_key and past_value, or all four; mask, sinks, out, kv_lengths and
-        query_offset if they are arrays.
-    dtypes : dict of str to dtype
-        By argument name; :class:`gqa.Quantized` for a quantised argument.
-    **options
-        As those of :func:`attention`: layout, causal, window, scale, softcap, ... and any of the arrays themselves.
-
-    Returns
-    -------
-    dict
-        ``{"out": (shape, dtype name), "lse": (shape, dtype name)}``
-
-    Raises
-    ------
-    TypeError, ValueError
-        What attention would raise, and TypeError for an option that it does not have.
-
-    Examples
-    --------
-    >>> import gqa
-    >>> shapes = {"q": (2, 8, 1, 64), "k": (2, 2, 128, 64), "v": (2, 2, 128, 32)}
-    >>> gqa.infer_shapes(shapes, {"q": "float16", "k": "float32", "v": "float32"})
-    {'out': ((2, 8, 1, 32), 'float16'), 'lse': ((2, 8, 1), 'float32')}
-    """
-    tensors = {name: _described(name, shapes[name], dtypes) for name in shapes}
-    for name in tensors:
-        if name not in (*_TENSORS, *_ARRAYS):
-            raise TypeError(f"unknown argument {name!r}, expected one of {', '.join((*_TENSORS, *_ARRAYS))}")
-        if name in options:
-            raise TypeError(f"{name} is given both as a shape and as an option")
-    if "q" not in shapes:
-        raise TypeError("q is missing")
-    options |= {name: tensors[name] for name in _ARRAYS if name in tensors}
-    query_offset, kv_lengths = (options.pop(name, None) for name in ("query_offset", "kv_lengths"))
-    program = bind(options.pop("score_mod", None), options.pop("mask_mod", None))
-    for name in options:
-        if name not in _OPTIONS:
-            raise TypeError(f"unknown option {name!r}, expected one of {', '.join(_OPTIONS)}")
-    q, k, v, past_key, past_value = (tensors.get(name) for name in _TENSORS)
-    read = Options(program=program, **options)
-    out, lse = _core.infer_shapes((q, k, v, past_key, past_value), query_offset, kv_lengths, read)
-    return {"out": out, "lse": lse}
-
-
-_TENSORS = ("q", "k", "v", "past_key", "past_value")
-_OPTIONS = (*(name for name in Options._fields if name != "program"), "score_mod", "mask_mod")
-_MOST = 2**62
-_ARRAYS = ("mask", "sinks", "out", "query_offset", "kv_lengths")
-
-
-def _described(name: str, shape: Any, dtypes: dict[str, Any]) -> tuple[Shape, str]:
-    """A shape and the name of a dtype, which stand for a tensor that is not there."""
-    if name not in dtypes:
-        raise TypeError(f"{name} has a shape but no dtype")
-    dtype = "quantized" if dtypes[name] is Quantized else name_of(dtypes[name], name)
-    sizes = tuple(check_int(f"the shape of {name}", n, 0) for n in shape)
-    if any(n > _MOST for n in sizes):
-        raise ValueError(f"{name} has shape {sizes}, expected sizes of at most {_MOST}")
-    return sizes, dtype

@@ -10,6 +10,7 @@ from gqa.arguments import AnyArray, Array, as_array, int_array, lengths_array
 from gqa.options import Options
 from gqa.scores.tracing import MaskMod, ScoreMod, bind
 from gqa.sequences import RUN_COLUMNS, SEQUENCE_COLUMNS, Table, Tensor, as_tensors, attend_sequences
+from gqa.shapes import Shape
 from gqa.signatures import AnyTensor, Flag, Real, ScoredOptions, Whole, Window
 
 if TYPE_CHECKING:
@@ -126,16 +127,9 @@ def packed_tables(
     q: Array, k: Tensor, v: Tensor, cu_seqlens_q: Any, cu_seqlens_k: Any, kv_lengths: Any
 ) -> tuple[Table, Table, tuple[int, int, int]]:
     """The tables of a packed batch: its sequences, the run of keys of each, and what a mask broadcasts to."""
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if len(x.shape) != 3:
-            raise ValueError(f"{name} has shape {x.shape}, expected (tokens, heads, head_dim)")
-    q_ends = _boundaries("cu_seqlens_q", cu_seqlens_q, len(q))
-    k_ends = _boundaries("cu_seqlens_k", cu_seqlens_k, max(k.shape[0], v.shape[0]))
-    count = len(q_ends) - 1
-    if len(k_ends) != count + 1:
-        raise ValueError(f"cu_seqlens_k has shape {k_ends.shape}, expected {q_ends.shape} as cu_seqlens_q")
-    queries, keys = np.diff(q_ends), np.diff(k_ends)
-    mask_shape = count, int(queries.max(initial=0)), int(keys.max(initial=0))
+    q_ends, k_ends = packed_ends(q.shape, k.shape, v.shape, cu_seqlens_q, cu_seqlens_k)
+    count, queries, keys = len(q_ends) - 1, np.diff(q_ends), np.diff(k_ends)
+    mask_shape = packed_mask_shape(q_ends, k_ends)
     if kv_lengths is not None:
         keys = lengths_array("kv_lengths", kv_lengths, (count,), keys)
 
@@ -153,11 +147,39 @@ def packed_tables(
     return sequences, runs, mask_shape
 
 
+def packed_ends(q: Shape, k: Shape, v: Shape, cu_seqlens_q: Any, cu_seqlens_k: Any) -> tuple[Table, Table]:
+    """Where the sequences of tensors of those shapes begin and end, checked."""
+    for name, shape in (("q", q), ("k", k), ("v", v)):
+        check_packed(name, shape)
+    q_ends = _boundaries("cu_seqlens_q", cu_seqlens_q, q[0])
+    k_ends = _boundaries("cu_seqlens_k", cu_seqlens_k, max(k[0], v[0]))
+    if len(k_ends) != len(q_ends):
+        raise ValueError(f"cu_seqlens_k has shape {k_ends.shape}, expected {q_ends.shape} as cu_seqlens_q")
+    return q_ends, k_ends
+
+
+def packed_mask_shape(q_ends: Table, k_ends: Table) -> tuple[int, int, int]:
+    """What a mask broadcasts to, but for the heads: sequences, most queries and most keys of one."""
+    queries, keys = np.diff(q_ends), np.diff(k_ends)
+    return len(queries), int(queries.max(initial=0)), int(keys.max(initial=0))
+
+
+def check_packed(name: str, shape: Shape) -> None:
+    """Raise ValueError unless a packed tensor has three axes."""
+    if len(shape) != 3:
+        raise ValueError(f"{name} has shape {shape}, expected (tokens, heads, head_dim)")
+
+
+def check_ends(name: str, shape: Shape) -> None:
+    """Raise ValueError unless ends of sequences have one axis, and are not none at all."""
+    if len(shape) != 1 or shape[0] == 0:
+        raise ValueError(f"{name} has shape {shape}, expected (number of sequences + 1,)")
+
+
 def _boundaries(name: str, value: Any, tokens: int) -> Table:
     """Where sequences begin and end, checked."""
     ends = int_array(name, value)
-    if ends.ndim != 1 or len(ends) == 0:
-        raise ValueError(f"{name} has shape {ends.shape}, expected (number of sequences + 1,)")
+    check_ends(name, ends.shape)
     if ends[0] != 0:
         raise ValueError(f"{name}[0] is {ends[0]}, expected 0")
     for n in np.flatnonzero(ends[1:] < ends[:-1]):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from gqa import scaled_dot_product
+from gqa import shape_inference
 from gqa.torch.calls import attend, attend_packed
 from gqa.torch.library import ATTENTION, LIBRARY, VARLEN, options_of
 from gqa.torch.tensors import named_dtype
@@ -36,7 +36,7 @@ def _describe(*arguments: Any) -> Results:
     values: Any = tensors.get("v", tensors.get("past_value"))
     symbolic = any(not isinstance(n, int) for x in tensors.values() for n in x.shape)
     if values is None or not symbolic:  # otherwise the kernel checks what the graph is given
-        scaled_dot_product.infer_shapes(
+        shape_inference.infer_shapes(
             {name: tuple(x.shape) for name, x in tensors.items()},
             {name: named_dtype(x.dtype) for name, x in tensors.items()},
             **{name: x for name, x in given.items() if name not in tensors}, out_dtype=named_dtype(out_dtype),
