@@ -63,10 +63,11 @@ bool Call::set_program() {
 }
 
 bool Call::set_captured(size_t index, const TensorView& view) {
-  refusal_.index = int64_t(index);
-  refusal_.number = view.axes, refusal_.expected = options_.program->arrays()[index].axes;
-  if (refusal_.number != refusal_.expected) return refuse(Rule::program_rank, "");
-  if (!view.has_elements()) return refuse_shape(Rule::program_empty, "", view.whole_shape(), {});
+  const ScoreProgram::Array& expected = options_.program->arrays()[index];
+  const char* const name = expected.name.c_str();
+  refusal_.number = view.axes, refusal_.expected = expected.axes;
+  if (refusal_.number != refusal_.expected) return refuse(Rule::program_rank, name);
+  if (!view.has_elements()) return refuse_shape(Rule::program_empty, name, view.whole_shape(), {});
   CapturedArray& array = captured_.emplace_back();
   array.data = view.data;
   array.type = view.type;
@@ -86,7 +87,7 @@ bool Call::set_captured(size_t index, const TensorView& view) {
     if (!array.near) reach = 0;
   }
   if (view.data && a_.arithmetic == Arithmetic::f32 && !fits_32_bits(array, refusal_.number))
-    return refuse(Rule::program_value, "");
+    return refuse(Rule::program_value, name);
   return true;
 }
 

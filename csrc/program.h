@@ -38,6 +38,7 @@ class ScoreProgram {
   struct Array {
     int axes;
     Kind kind;
+    std::string name;  // in messages
   };
 
   // results: of each output the number of its value, or -1. Throws std::invalid_argument unless every operand comes

@@ -118,14 +118,14 @@ void OptionReader::read_captured(Views& views) {
   options_.captured.reserve(expected.size());
   for (size_t i = 0; i < expected.size(); i++) {
     PyObject* const x = PyTuple_GET_ITEM(captured, Py_ssize_t(i));
-    const std::string name = "captured array " + std::to_string(i) + " of score_mod or mask_mod";
-    const TensorView view = views.view(x, name.c_str(), Role::captured);
-    if (!view.given()) refuse(Rule::tensor_kind, name.c_str(), borrowed(x));
+    const char* const name = expected[i].name.c_str();
+    const TensorView view = views.view(x, name, Role::captured);
+    if (!view.given()) refuse(Rule::tensor_kind, name, borrowed(x));
     const Kind kind = expected[i].kind;
     if (kind == Kind::real    ? !is_float(view.type)
         : kind == Kind::whole ? !is_integer(view.type)
                               : view.type != DType::boolean)
-      refuse(Rule::program_dtype, name.c_str(), py::make_tuple(name_of(view.type), kind_names[int(kind)]));
+      refuse(Rule::program_dtype, name, py::make_tuple(name_of(view.type), kind_names[int(kind)]));
     options_.captured.push_back(view);
   }
 }

@@ -2,6 +2,7 @@
 #include "../program.h"
 
 #include <stdexcept>
+#include <tuple>
 
 #include "bindings.h"
 
@@ -59,8 +60,8 @@ std::unique_ptr<ScoreProgram> make_program(const py::sequence& instructions, con
   }
   std::vector<ScoreProgram::Array> captured;
   for (const py::handle array : arrays) {
-    const auto [axes, kind] = array.cast<std::pair<int, std::string>>();
-    captured.push_back({axes, kind_named(kind)});
+    const auto [axes, kind, name] = array.cast<std::tuple<int, std::string, std::string>>();
+    captured.push_back({axes, kind_named(kind), name});
   }
   return std::make_unique<ScoreProgram>(sources, numbers, std::move(captured));  // std::invalid_argument: ValueError
 }

@@ -21,7 +21,7 @@ class ScoreProgram:
         self,
         instructions: Sequence[tuple[str, str, tuple[int, ...], Any]],
         outputs: dict[str, int],
-        arrays: Sequence[tuple[int, str]],
+        arrays: Sequence[tuple[int, str, str]],
         /,
     ) -> None: ...
 

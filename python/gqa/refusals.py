@@ -85,18 +85,11 @@ SENTENCES: dict[str, tuple[type[Exception], str]] = {
     "program_kind": (TypeError, "{argument} is {value!r}, expected a traced program and a tuple of its arrays"),
     "program_dtype": (TypeError, "{argument} has dtype {value[0]}, expected {value[1]} as when it was traced"),
     "program_arrays": (ValueError, "score_mod or mask_mod has {number} captured arrays, expected {expected}"),
-    "program_rank": (
-        ValueError,
-        "captured array {index} of score_mod or mask_mod has {number} axes, expected {expected} as when it was traced",
-    ),
-    "program_empty": (
-        ValueError,
-        "captured array {index} of score_mod or mask_mod has shape {shape}, expected at least 1 element",
-    ),
+    "program_rank": (ValueError, "{argument} has {number} axes, expected {expected} as when it was traced"),
+    "program_empty": (ValueError, "{argument} has shape {shape}, expected at least 1 element"),
     "program_value": (
         ValueError,
-        "captured array {index} of score_mod or mask_mod holds {number}, which whole numbers of 32 bits, those of "
-        "a call in float32, do not reach",
+        "{argument} holds {number}, which whole numbers of 32 bits, those of a call in float32, do not reach",
     ),
     "program_constant": (
         ValueError,

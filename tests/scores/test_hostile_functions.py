@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import types
 
 import numpy as np
 import pytest
@@ -179,12 +180,35 @@ def test_arrays_that_do_not_fit(table, message, rng):
         gqa.attention(*tensors(rng, 3, 9), score_mod=lambda s, b, h, q, k: s + table[k])
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ((3, 3), "has 2 axes, expected 1 as when it was traced"),
+        ((0,), r"has shape \(0,\), expected at least 1 element"),
+    ],
+)
+def test_arrays_that_changed_after_the_trace_are_named(changed, message, rng):
+    bias = types.SimpleNamespace(table=np.ones(9))
+    rows = [np.ones(9), np.ones(9)]
+    programs = {
+        "'bias.table' of score_mod": (gqa.trace(lambda s, b, h, q, k: s + bias.table[k]), bias.table),
+        r"'rows\[1\]' of mask_mod": (gqa.trace(None, lambda b, h, q, k: rows[1][k] > rows[0][k] - 1), rows[1]),
+    }
+    for name, (program, array) in programs.items():
+        array.resize(changed, refcheck=False)
+        with pytest.raises(ValueError, match=f"the array {name} {message}"):
+            gqa.attention(*tensors(rng, 3, 9), score_mod=program)
+
+
 def test_numbers_that_do_not_fit(rng):
     """Whole numbers have 32 bits in float32, and 64 in float64."""
     q, k, v = tensors(rng, 3, 9)
     table = np.array([2**40])
-    for score_mod in (lambda s, b, h, q, k: s + table[0] / 2**40, lambda s, b, h, q, k: s + (k + 2**40) // 2**40):
-        with pytest.raises(ValueError, match=f"score_mod or mask_mod .* {2**40}, which .* 32 bits"):
+    for where, score_mod in (
+        ("the array 'table' of score_mod", lambda s, b, h, q, k: s + table[0] / 2**40),
+        ("score_mod or mask_mod", lambda s, b, h, q, k: s + (k + 2**40) // 2**40),
+    ):
+        with pytest.raises(ValueError, match=f"{where} .* {2**40}, which .* 32 bits"):
             gqa.attention(q, k, v, score_mod=score_mod)
         wide = [x.astype(np.float64) for x in (q, k, v)]
         assert_close(gqa.attention(*wide, score_mod=score_mod), oracle.attention(*wide, score_mod=score_mod)[0], 3.0)

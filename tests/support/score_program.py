@@ -70,7 +70,7 @@ class Builder:
     def bind(self, **outputs):
         """What Options.program holds."""
         kinds = {"f": "float", "i": "whole", "u": "whole", "b": "bool"}
-        declared = [(a.ndim, kinds[a.dtype.kind]) for a in self.arrays]
+        declared = [(a.ndim, kinds[a.dtype.kind], f"table {i}") for i, a in enumerate(self.arrays)]
         return _core.ScoreProgram(self.instructions, outputs, declared), tuple(self.arrays)
 
     def values(self, score, b, h, q_idx, kv_idx):

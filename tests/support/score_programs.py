@@ -44,8 +44,11 @@ OPERATIONS = {
 DTYPES = {"float": np.float64, "whole": np.int64, "bool": np.bool_}
 
 
-def evaluated(plan, arrays, inputs):
-    """The outputs of a program, by name; inputs holds score, b, h, q_idx and kv_idx as arrays that broadcast."""
+def evaluated(plan, arrays, inputs, replaced=lambda op, value: value):
+    """The outputs of a program, by name; inputs holds score, b, h, q_idx and kv_idx as arrays that broadcast.
+
+    replaced: from each value, and the operation that gave it, to what takes its place.
+    """
     values = []
     with np.errstate(all="ignore"):
         for op, kind, operands, payload in plan.instructions:
@@ -63,6 +66,7 @@ def evaluated(plan, arrays, inputs):
                 value = OPERATIONS[op](*x)
             value = np.asarray(value)
             values.append(value.astype(DTYPES[kind]) if op in ("gather", *inputs) else value)
+            values[-1] = replaced(op, values[-1])
             assert values[-1].dtype == DTYPES[kind], (op, kind, values[-1].dtype)
     return {name: values[n] for name, n in plan.outputs.items()}
 
@@ -115,16 +119,17 @@ STEPS = {
     "power of two": ("i", lambda x: 2 ** np.clip(x, 0, 40)), "power of integers": ("ii", lambda x, y: x ** (y % 64)),
     "to a float": ("i", lambda x: x.astype(float)), "to an int": ("f", _whole),
     "to a bool": ("n", lambda x: x.astype(bool)), "int of a bool": ("b", lambda x: x.astype(np.int64)),
-    "select": ("bbnnn", lambda c, d, x, y, z: np.select([c, d], [x, y], z)),
+    "select": ("bbnnn", lambda c, d, x, y, z: np.select([c, d], [x, y + z], z)),  # a default alone NumPy does not show
     "full_like": ("f", lambda x: np.full_like(x, 0.5)), "divmod": ("ii", lambda x, y: sum(divmod(x, y))),
 }  # fmt: skip
 KINDS = {"f": "f", "i": "i", "b": "b", "n": "fi"}
 
 
-def function_of(steps, constants, tables):
+def function_of(steps, constants, tables, last_alone=False):
     """score_mod of random steps: (name, choices), where the choices pick operands among earlier values of the kind.
 
-    The same function computes with arrays and with symbols; both have a dtype.
+    The same function computes with arrays and with symbols; both have a dtype. last_alone: it gives the last number as
+    it is, else the score and a little of the last few.
     """
 
     def score_mod(score, b, h, q_idx, kv_idx):
@@ -144,6 +149,8 @@ def function_of(steps, constants, tables):
             if any(hasattr(x, "ndim") for x in operands):  # plain numbers alone are Python's own affair
                 values.append(step(*operands))
         numbers = [x for x in values if kind_of(x) in "fi"]
+        if last_alone:
+            return numbers[-1]
         return score + sum(np.tanh(np.where(np.isfinite(x), x, 0.0) * 1e-3) for x in numbers[-4:])
 
     return score_mod

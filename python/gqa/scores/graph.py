@@ -31,10 +31,12 @@ class Instruction(NamedTuple):
 class ArrayUse(NamedTuple):
     """An array that a program reads: how the function calls it, its number of axes and kind, and where it is found.
 
-    source: its number among the arrays that the function captures, or the array itself if the function made it.
+    where: the argument whose function reads it first. source: its number among the arrays that the function captures,
+    or the array itself if the function made it.
     """
 
     name: str
+    where: str
     rank: int
     kind: str
     source: Any

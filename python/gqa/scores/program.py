@@ -48,7 +48,9 @@ class Plan:
     def core(self) -> Any:
         """What the core makes of it."""
         return _core.ScoreProgram(
-            [tuple(x) for x in self.instructions], self.outputs, tuple((x.rank, x.kind) for x in self.arrays)
+            [tuple(x) for x in self.instructions],
+            self.outputs,
+            tuple((x.rank, x.kind, f"the array {x.name!r} of {x.where}") for x in self.arrays),
         )
 
     def arrays_of(self, captured: list[Any]) -> tuple[Any, ...]:

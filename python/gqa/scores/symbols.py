@@ -178,7 +178,7 @@ class CapturedArray:
         if len(shape) > 8:
             raise g.refused(ValueError, f"indexes {name!r}, an array of {len(shape)} axes, expected at most 8")
         operands = tuple(self._index(x) for x in indices)
-        number = g.array(ArrayUse(name, len(shape), array_kind(g, name, self._array), self._source))
+        number = g.array(ArrayUse(name, self._graph.where, len(shape), array_kind(g, name, self._array), self._source))
         from_end = tuple(g.known(n) is not None and g.known(n) < 0 for n in operands)
         return Symbol(g, g.put("gather", g.arrays[number].kind, operands, (number, from_end)))
 
