@@ -16,6 +16,7 @@ class Slots {
       : capacity_(capacity), window_(window), lengths_(std::move(lengths)), oldest_(std::move(oldest)) {}
 
   int64_t batch() const { return int64_t(lengths_.size()); }
+  int64_t capacity() const { return capacity_; }
   int64_t window() const { return window_; }
   const std::vector<int64_t>& lengths() const { return lengths_; }
   const std::vector<int64_t>& oldest() const { return oldest_; }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import shutil
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -82,12 +83,13 @@ def write_reference() -> None:
         text = f"{module_name}\n{'=' * len(module_name)}\n\n.. currentmodule:: {module_name}\n\n"
         if doc := (module.__doc__ or "").strip():
             text += doc + "\n\n"
-        for line in lines:
+        for i, line in enumerate(lines):
             if line.startswith(" "):
                 continue
+            members = [x.strip().partition("(")[0] for x in takewhile(lambda x: x.startswith(" "), lines[i + 1 :])]
             name = line.removeprefix("class ").partition("(")[0]
             if line.startswith("class "):
-                text += f".. autoclass:: {module_name}.{name}\n   :members:\n   :special-members: __call__\n\n"
+                text += f".. autoclass:: {module_name}.{name}\n   :members: {', '.join(members)}\n\n"
             elif "(" in line:
                 text += f".. autofunction:: {module_name}.{name}\n\n"
             else:

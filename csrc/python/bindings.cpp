@@ -26,6 +26,7 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
   bind_quantization(m);
   bind_rotary(m);
   bind_scalars(m);
+  bind_shard(m);
   bind_slots(m);
   bind_states(m);
   m.def("available_isas", &available_isas);

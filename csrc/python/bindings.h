@@ -14,6 +14,7 @@ void bind_pages(py::module_& m);
 void bind_quantization(py::module_& m);
 void bind_rotary(py::module_& m);
 void bind_scalars(py::module_& m);
+void bind_shard(py::module_& m);
 void bind_slots(py::module_& m);
 void bind_states(py::module_& m);
 void bind_views(py::module_& m);

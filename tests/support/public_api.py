@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 
+import gqa
 from repository import ROOT
 
 FILE = ROOT / "docs/public_api.txt"
@@ -30,11 +31,21 @@ def parameters(function: object) -> str:
     return str(signature.replace(parameters=plain, return_annotation=signature.empty))
 
 
+def own_members(kind: type) -> set[str]:
+    """The names in a class and in those private ones of gqa that it is made from, up to the first public one."""
+    names: set[str] = set()
+    for base in kind.__mro__:
+        if base is not kind and (not base.__module__.startswith("gqa") or getattr(gqa, base.__name__, None) is base):
+            break
+        names.update(vars(base))
+    return names
+
+
 def lines_of(name: str, value: object) -> Iterator[str]:
     if inspect.isclass(value):
         fields = getattr(value, "_fields", ())
         yield f"class {name}{'(' + ', '.join(fields) + ')' if fields else parameters(value)}"
-        for member in sorted(vars(value)):
+        for member in sorted(own_members(value)):
             if (member.startswith("_") and member != "__call__") or member in fields:
                 continue
             attribute = inspect.getattr_static(value, member)

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
-
 from gqa import _core
 from gqa.arguments import AnyArray, Array
-from gqa.caches.slots import Slots
-from gqa.caches.storage import storage_dtype, storage_sizes
-from gqa.dtypes import dtype_named
+from gqa.caches.slots import SlotCache, Slots, slot_sizes
 from gqa.scores.tracing import MaskMod, ScoreMod, bind
-from gqa.sequences import Table, Tensor, int_list
-from gqa.shapes import check_int, layout_axes
+from gqa.sequences import Tensor
 from gqa.signatures import AnyTensor, Flag, Real, ScoredOptions, Whole, Window
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class KVCache:
+class KVCache(SlotCache):
     """Keys and values of a batch of sequences, in storage of a fixed capacity.
 
     New tokens are written in place and attended in place: a step costs what its own tokens cost, and no past is copied.
@@ -80,32 +75,8 @@ class KVCache:
         window: int | None = None,
         layout: str = "bhsd",
     ) -> None:
-        layout_axes(layout)
-        kv_heads, head_dims = storage_sizes(kv_heads, head_dim, v_head_dim)
-        batch, capacity = check_int("batch", batch, 0), check_int("capacity", capacity, 0)
-        if window is not None and capacity < (window := check_int("window", window, 1)):
-            raise ValueError(f"capacity is {capacity}, expected at least the window of {window}")
-        self._slots = Slots(batch, kv_heads, capacity, head_dims, storage_dtype(dtype), layout, window)
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that fit into each sequence."""
-        return self._slots.capacity
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of the stored keys and values."""
-        return dtype_named(self._slots.dtype)
-
-    @property
-    def layout(self) -> str:
-        """The layout of k, v, q, out, lse and the stored arrays: "bhsd" or "bshd"."""
-        return self._slots.layout
-
-    @property
-    def lengths(self) -> Table:
-        """How many tokens each sequence has been given, those that a ring has dropped included: shape (B,), a copy."""
-        return np.array(self._slots.lengths, np.int64)
+        sizes = slot_sizes(batch, kv_heads, capacity, head_dim, v_head_dim, dtype, window, layout)
+        self._slots = Slots(*sizes)
 
     @property
     def keys(self) -> Tensor:
@@ -120,11 +91,6 @@ class KVCache:
     def values(self) -> Tensor:
         """The stored values, shape (B, Hkv, n, Dv), as `keys`."""
         return self._slots.filled(self._slots.store[1])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of storage."""
-        return sum(x.nbytes for x in self._slots.store)
 
     def append(self, k: AnyTensor, v: AnyTensor, lengths: Any = None) -> KVCache:
         """Write new tokens behind those that are there.
@@ -245,9 +211,7 @@ class KVCache:
         KVCache
             Itself, so that calls can be chained.
         """
-        batch = len(self._slots.lengths)
-        kept = [check_int("lengths", lengths)] * batch if np.ndim(lengths) == 0 else int_list("lengths", lengths, batch)
-        self._slots.truncate(kept)
+        self._slots.truncate(self._slots.kept(lengths))
         return self
 
     def select(self, rows: Any) -> KVCache:
@@ -263,11 +227,7 @@ class KVCache:
         KVCache
             Itself, so that calls can be chained: ``cache.copy().select([0, 0])``.
         """
-        indices = int_list("rows", rows)
-        for i, b in enumerate(indices):
-            if not 0 <= b < len(self._slots.lengths):
-                raise ValueError(f"rows[{i}] is {b}, expected 0 to {len(self._slots.lengths) - 1}")
-        self._slots = self._slots.copy(indices, self.capacity)
+        self._slots = self._slots.copy(self._slots.selected(rows), self.capacity)
         return self
 
     def grow(self, capacity: int) -> KVCache:
@@ -283,10 +243,7 @@ class KVCache:
         KVCache
             Itself, so that calls can be chained.
         """
-        least = self._slots.window or max(self._slots.lengths, default=0)
-        if check_int("capacity", capacity, 0) < least:
-            raise ValueError(f"capacity is {capacity}, expected at least {least}, the tokens to keep")
-        self._slots = self._slots.copy(range(len(self._slots.lengths)), int(capacity))
+        self._slots = self._slots.grown(capacity)
         return self
 
     def reset(self) -> KVCache:

@@ -9,7 +9,8 @@ from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
-from gqa.arguments import Array, dtype_name
+from gqa import _core
+from gqa.arguments import dtype_name
 from gqa.quantization import Quantized
 from gqa.sequences import arrays
 
@@ -54,13 +55,13 @@ def check_communicator(comm: Any) -> Communicator:
 def described(x: Any, whole: bool = True) -> Any:
     """What tells an argument from others: the kind and shape of a tensor, anything else as it is.
 
-    whole: none of it is padding, so that its contents, too, must be the same: the sum of their bits.
+    whole: none of it is padding, so that its contents, too, must be the same: a digest of them.
     """
     if isinstance(x, Quantized):
         return ("quantised", *(described(part, whole) for part in arrays(x)))
     if not isinstance(x, np.ndarray):
         return x
-    return dtype_name("the array", x), x.shape, _sum_of_bits(x) if whole else None
+    return dtype_name("the array", x), x.shape, _core.digest(x) if whole else None
 
 
 def described_program(program: tuple[Any, tuple[Any, ...]] | None) -> Any:
@@ -68,16 +69,53 @@ def described_program(program: tuple[Any, tuple[Any, ...]] | None) -> Any:
     return None if program is None else tuple(described(np.asarray(x)) for x in program[1])
 
 
-def _sum_of_bits(x: Array) -> int:
-    if not x.flags.c_contiguous:
-        x = np.ascontiguousarray(x)
-    octets = x.reshape(-1).view(np.uint8)
-    if not (rest := x.nbytes % 8):
-        return int(np.add.reduce(octets.view(np.uint64)))
-    return int(np.add.reduce(octets[:-rest].view(np.uint64))) + int(octets[-rest:].sum())
+class Exchange:
+    """The messages by which the ranks of a communicator begin a call, all of one size.
+
+    Each has a header, whether its rank has an error and a digest of the call's arguments, and room for what the call
+    exchanges if there is no error: so one collective operation serves for both. All calls of a cache have messages of
+    one size, so that those of different calls, too, are compared.
+
+    Attributes
+    ----------
+    message, messages : bytes of this rank, and of all ranks
+    """
+
+    def __init__(self, comm: Communicator) -> None:
+        self.comm, self.ranks = comm, comm.Get_size()
+        self.make_room(0)
+
+    def make_room(self, room: int) -> None:
+        """Let messages have `room` bytes besides their headers; the same on all ranks."""
+        self.room = room
+        self.message = np.zeros(_core.HEADER_BYTES + room, np.uint8)
+        self.messages = np.empty(self.ranks * self.message.size, np.uint8)
+        self._header = self.message[:16].view(np.int64)
+
+    def agree(self, function: str, error: Exception | None, arguments: Callable[[], dict[str, Any]]) -> None:
+        """Exchange messages; return if the headers are those of the same call without an error, or else raise the same
+        error on all ranks.
+
+        arguments: what the digest is of, by name, as `described`; called only where ranks differ.
+        """
+        if error is not None:
+            self._header[0] = 1
+        self.comm.Allgather(self.message, self.messages)
+        if _core.messages_agree(self.messages, self.ranks):
+            return
+        self._header[0] = 0
+        if self.messages.reshape(self.ranks, -1)[:, :8].any():
+            _raise_error(_exchange_texts(self.comm, _text_of(error)), error)
+        text = json.dumps([function, {name: repr(x) for name, x in arguments().items()}])
+        _raise_difference(_exchange_texts(self.comm, text))
+
+    def write_digest(self, function: str, arguments: dict[str, Any]) -> None:
+        """Make the header that of a call of `function`."""
+        text = repr((function, arguments))
+        self._header[1] = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def agreed(comm: Communicator, function: str, arguments: dict[str, Any], work: Callable[[], Result]) -> Result:
+def agreed(exchange: Exchange, function: str, arguments: dict[str, Any], work: Callable[[], Result]) -> Result:
     """What `work` returns, once all ranks have done theirs without an error and with the same arguments.
 
     `work` writes nothing that others see; it may add to `arguments`.
@@ -87,26 +125,17 @@ def agreed(comm: Communicator, function: str, arguments: dict[str, Any], work: C
         result = work()
     except Exception as caught:
         error = caught
-    agree(comm, function, arguments, error)
+    agree(exchange, function, arguments, error)
     return cast("Result", result)
 
 
-def agree(comm: Communicator, function: str, arguments: dict[str, Any], error: Exception | None) -> None:
+def agree(exchange: Exchange, function: str, arguments: dict[str, Any], error: Exception | None) -> None:
     """Return if all ranks call `function` with the same arguments and no error; raise the same error on all if not.
 
     arguments: by name, as `described`; what they are does not matter if there is an error.
     """
-    text = repr((function, arguments))
-    digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
-    mine = np.array((error is not None, digest), np.int64)
-    everyone = np.empty((comm.Get_size(), 2), np.int64)
-    comm.Allgather(mine, everyone)
-    first = everyone[0]
-    if not everyone[:, 0].any() and (everyone == first).all():
-        return
-    if everyone[:, 0].any():
-        _raise_error(_exchange_texts(comm, _text_of(error)), error)
-    _raise_difference(_exchange_texts(comm, json.dumps([function, {name: repr(x) for name, x in arguments.items()}])))
+    exchange.write_digest(function, arguments)
+    exchange.agree(function, error, lambda: arguments)
 
 
 def _text_of(error: Exception | None) -> str:

@@ -16,7 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gqa.arguments import AnyArray, Array, as_array, dtype_name, int_array
-from gqa.distributed.agreement import Communicator, agree, agreed, check_communicator, described, described_program
+from gqa.distributed.agreement import (
+    Communicator,
+    Exchange,
+    agree,
+    agreed,
+    check_communicator,
+    described,
+    described_program,
+)
 from gqa.distributed.prompt_call import PromptCall
 from gqa.options import Options
 from gqa.quantization import Quantized
@@ -95,6 +103,7 @@ def attention(
     True
     """
     comm = check_communicator(comm)
+    exchange = Exchange(comm)
     options = Options(
         layout=layout, causal=causal, window=window, scale=scale, softcap=softcap, out_dtype=out_dtype,
         return_lse=return_lse, num_threads=num_threads, mask=mask, sinks=sinks, out=out,
@@ -109,13 +118,13 @@ def attention(
         arguments["score_mod and mask_mod"] = described_program(program)
         return _checked(q, k, v, positions, options, arguments), program
 
-    prompt, program = agreed(comm, "attention", arguments, checked)
+    prompt, program = agreed(exchange, "attention", arguments, checked)
     options = options._replace(program=program)
     everyone = _all_positions(comm, prompt.positions)
     call = agreed(
-        comm, "attention", {}, lambda: PromptCall(comm, *prompt.tensors, everyone, prompt.bounds, options)
-    )  # fmt: skip
-    agree(comm, "attention", {}, call.run())
+        exchange, "attention", {}, lambda: PromptCall(comm, *prompt.tensors, everyone, prompt.bounds, options)
+    )
+    agree(exchange, "attention", {}, call.run())
     result: Array | tuple[Array, Array] = call.result()
     return result
 

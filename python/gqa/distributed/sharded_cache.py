@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-from operator import add
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from gqa.arguments import AnyArray, Array, as_array, dtype_name
-from gqa.caches.storage import storage_dtype, storage_sizes
-from gqa.distributed.agreement import Communicator, agreed, check_communicator, described, described_program
+from gqa import _core
+from gqa.arguments import AnyArray, Array, as_array
+from gqa.caches.slots import SlotCache, slot_sizes
+from gqa.distributed.agreement import Exchange, agreed, check_communicator, described, described_program
 from gqa.distributed.deal import Deal
 from gqa.distributed.shard import Shard
-from gqa.dtypes import compute_dtype, dtype_named
-from gqa.options import Options
-from gqa.rules import check_group
 from gqa.scores.tracing import MaskMod, ScoreMod, bind
-from gqa.sequences import Store, Table, int_list
-from gqa.shapes import check_int, check_window, layout_axes
+from gqa.sequences import as_tensors, int_list
 from gqa.signatures import AnyTensor, Flag, Real, ScoredOptions, Whole, Window
-from gqa.subtrees import attend_states, merge_subtrees, state_shape
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-
-class Step(NamedTuple):
-    """What one rank has computed of a call of attend."""
-
-    q: Array
-    options: Options
-    merges: Table
-    subtrees: Table
-    states: Array  # of this rank's blocks
-    gathered: Array  # room for those of all ranks
-    sizes: list[int]  # of each rank's
-    new: Store | None
-    counts: list[int]
+MOST_ROOM = 1 << 16  # bytes of states that travel with the header: beyond that a message of its own is nothing
 
 
-class ShardedKVCache:
+class ShardedKVCache(SlotCache):
     """Keys and values of a batch of sequences, each of whose tokens are dealt out to the ranks of a communicator.
 
     Every rank makes the same calls with the same arguments, and gets the same results: those of a :class:`gqa.KVCache`
@@ -88,62 +71,30 @@ class ShardedKVCache:
         window: int | None = None,
         layout: str = "bhsd",
     ) -> None:
-        self._comm: Communicator = check_communicator(comm)
+        self._exchange = Exchange(check_communicator(comm))
 
         def shard() -> Shard:
-            layout_axes(layout)
-            heads, head_dims = storage_sizes(kv_heads, head_dim, v_head_dim)
-            sequences, tokens = check_int("batch", batch, 0), check_int("capacity", capacity, 0)
-            last = None if window is None else check_int("window", window, 1)
-            if last is not None and tokens < last:
-                raise ValueError(f"capacity is {tokens}, expected at least the window of {last}")
-            deal = Deal(comm.Get_size(), comm.Get_rank(), last)
-            return Shard(deal, sequences, heads, tokens, head_dims, storage_dtype(dtype), layout, last)
+            sizes = slot_sizes(batch, kv_heads, capacity, head_dim, v_head_dim, dtype, window, layout)
+            return Shard(Deal(comm.Get_size(), comm.Get_rank(), sizes.window), sizes)
 
         arguments = {
             "batch": batch, "kv_heads": kv_heads, "capacity": capacity, "head_dim": head_dim, "v_head_dim": v_head_dim,
             "dtype": str(dtype), "window": window, "layout": layout,
         }  # fmt: skip
-        self._shard = agreed(self._comm, "ShardedKVCache", arguments, shard)
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that fit into each sequence, on all ranks together."""
-        return self._shard.capacity
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of the stored keys and values."""
-        return dtype_named(self._shard.dtype)
-
-    @property
-    def layout(self) -> str:
-        """The layout of k, v, q, out and lse: "bhsd" or "bshd"."""
-        return self._shard.layout
-
-    @property
-    def lengths(self) -> Table:
-        """How many tokens each sequence has been given, on whichever ranks they are: shape (B,), a copy."""
-        return np.array(self._shard.lengths, np.int64)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of storage of this rank."""
-        return sum(x.nbytes for x in self._shard.store)
+        self._slots: Shard = agreed(self._exchange, "ShardedKVCache", arguments, shard)
 
     def append(self, k: AnyTensor, v: AnyTensor, lengths: Any = None) -> ShardedKVCache:
         """Write new tokens behind those that are there: each rank those that it is dealt.
 
         Parameters, errors and what is returned are those of :meth:`gqa.KVCache.append`.
         """
-        arguments: dict[str, Any] = {}
-
-        def accept() -> tuple[Store, list[int]]:
-            new, counts = self._shard.accept(k, v, lengths)
-            arguments.update(self._described_tokens(new, counts))
-            return new, counts
-
-        self._shard.write(*agreed(self._comm, "append", arguments, accept))
+        step, error = None, None
+        try:
+            step = _core.begin_append((k, v, lengths), self._slots.dealt, self.layout, self._exchange.message)
+        except Exception as caught:
+            error = caught
+        self._exchange.agree("append", error, lambda: self._described_tokens(k, v, lengths))
+        _core.end_append(step)
         return self
 
     @overload
@@ -186,84 +137,57 @@ class ShardedKVCache:
         Parameters, errors and results are those of :meth:`gqa.KVCache.attend`; only `out` and `num_threads` may differ
         between ranks.
         """
-        arguments: dict[str, Any] = {
-            "causal": causal, "window": window, "scale": scale, "softcap": softcap, "out_dtype": str(out_dtype),
-            "return_lse": return_lse,
-        }  # fmt: skip
-        options = Options(
-            layout=self.layout, causal=causal, scale=scale, softcap=softcap, out_dtype=out_dtype,
-            return_lse=return_lse, num_threads=num_threads, mask=mask, sinks=sinks, out=out,
-        )  # fmt: skip
-
-        def local() -> Step:
+        slots, exchange, tokens = self._slots, self._exchange, (k, v, lengths)
+        numbers = (slots.layout, causal, window, scale, softcap, out_dtype, return_lse, num_threads)
+        tensors = (mask, sinks, out)  # with the program between them what Options holds, in its order
+        if exchange.ranks == 1:
             program = None if score_mod is None and mask_mod is None else bind(score_mod, mask_mod)
-            arguments["score_mod and mask_mod"] = described_program(program)
-            return self._attend_own(q, k, v, lengths, window, options._replace(program=program), arguments)
+            alone: Array | tuple[Array, Array] = _core.attend_slots(
+                q, tokens, slots.native, (*numbers, program, *tensors)
+            )
+            return alone
 
-        step = agreed(self._comm, "attend", arguments, local)
-        self._comm.Allgatherv(step.states, [step.gathered, step.sizes])
-        result: Array | tuple[Array, Array] = merge_subtrees(
-            step.q, self._shard.kv_heads, step.gathered, step.merges, step.subtrees, step.options
-        )
-        if step.new is not None:
-            self._shard.write(step.new, step.counts)
+        error, program = None, None
+        try:
+            program = None if score_mod is None and mask_mod is None else bind(score_mod, mask_mod)
+            step, (states, sizes, most) = _core.begin_attend(
+                q, tokens, slots.dealt, (*numbers, program, *tensors), exchange.message
+            )
+        except Exception as caught:
+            error = caught
+
+        def arguments() -> dict[str, Any]:
+            said = {
+                "causal": causal, "window": window, "scale": scale, "softcap": softcap, "out_dtype": str(out_dtype),
+                "return_lse": return_lse, "score_mod and mask_mod": described_program(program),
+            }  # fmt: skip
+            queries = as_array("q", q)
+            counted = self._described_tokens(k, v, lengths)
+            padded = any(n < queries.shape[slots.token_axis] for n in counted.get("lengths", []))
+            others = {
+                name: None if x is None else described(as_array(name, x)) for name, x in zip(("mask", "sinks"), tensors)
+            }
+            return said | counted | {"q": described(queries, not padded)} | others
+
+        exchange.agree("attend", error, arguments)
+        gathered = exchange.messages
+        if states is not None:
+            gathered = np.empty(sum(sizes), np.uint8)
+            exchange.comm.Allgatherv(states, [gathered, sizes])
+        result: Array | tuple[Array, Array] = _core.end_attend(step, gathered, states is None)
+        if exchange.room != (room := most if most <= MOST_ROOM else 0):
+            exchange.make_room(room)  # what the next step is likely to need
         return result
-
-    def _attend_own(
-        self, q: Any, k: Any, v: Any, lengths: Any, window: Any, options: Options, arguments: dict[str, Any]
-    ) -> Step:
-        """The states of this rank's blocks; what all ranks must agree on is added to `arguments`."""
-        shard = self._shard
-        q = as_array("q", q)
-        if q.ndim != 4:
-            raise ValueError(f"q has shape {q.shape}, expected ({', '.join(shard.axes)})")
-        heads = q.shape[shard.axes.index("heads")]
-        check_group("the cache", shard.kv_heads, "q", heads)
-        batch, queries = len(q), q.shape[shard.token_axis]
-        if batch != len(shard.lengths):
-            raise ValueError(f"q has batch {batch}, expected {len(shard.lengths)} as the cache")
-        left, right = check_window(window) or (None, None)
-        if shard.window is not None:
-            left = shard.window - 1 if left is None else min(left, shard.window - 1)
-        stores, counts, ends, new = [shard.store], None, shard.lengths, None
-        if k is not None or v is not None:
-            new, counts = shard.accept(k, v, lengths)
-            stores.append(new)
-            ends = list(map(add, ends, counts))
-        elif lengths is not None:
-            raise ValueError("lengths is given without k and v, whose tokens it counts")
-        padded = counts is not None and min(counts, default=queries) < queries
-        arguments |= self._described_tokens(new, counts) | {"q": described(q, not padded)}
-        for name, x in (("mask", options.mask), ("sinks", options.sinks)):
-            arguments[name] = None if x is None else described(as_array(name, x))
-
-        needed = shard.needed(queries, counts, left)
-        merges, subtrees, blocks = shard.merge_tables(needed, queries)
-        dtype = compute_dtype(dtype_name("q", q), shard.dtype)
-        states = np.empty(state_shape(blocks[shard.deal.rank], heads, queries, shard.head_dims[1]), dtype)
-        gathered = np.empty(state_shape(len(subtrees), *states.shape[1:3], shard.head_dims[1]), dtype)
-        attend_states(
-            q, stores, *shard.state_tables(needed), options._replace(window=(left, right)), states,
-            mask_shape=(batch, queries, max(ends, default=0)),
-        )  # fmt: skip
-        row = heads * queries * states.shape[3]
-        ended = options._replace(mask=None, program=None)
-        return Step(q, ended, merges, subtrees, states, gathered, [n * row for n in blocks], new, counts or [])
 
     def truncate(self, lengths: Any) -> ShardedKVCache:
         """Drop the last tokens, as :meth:`gqa.KVCache.truncate`."""
-
         arguments: dict[str, Any] = {}
 
         def kept() -> list[int]:
-            batch = len(self._shard.lengths)
-            one = np.ndim(lengths) == 0
-            keep = [check_int("lengths", lengths)] * batch if one else int_list("lengths", lengths, batch)
-            self._shard.check_truncation(keep)
-            arguments["lengths"] = keep
-            return keep
+            arguments["lengths"] = kept = self._slots.kept(lengths)
+            return kept
 
-        self._shard.truncate(agreed(self._comm, "truncate", arguments, kept))
+        self._slots.truncate(agreed(self._exchange, "truncate", arguments, kept))
         return self
 
     def select(self, rows: Any) -> ShardedKVCache:
@@ -271,25 +195,15 @@ class ShardedKVCache:
         arguments: dict[str, Any] = {}
 
         def selected() -> Shard:
-            arguments["rows"] = indices = int_list("rows", rows)
-            for i, b in enumerate(indices):
-                if not 0 <= b < len(self._shard.lengths):
-                    raise ValueError(f"rows[{i}] is {b}, expected 0 to {len(self._shard.lengths) - 1}")
-            return self._shard.copy(indices, self.capacity)
+            arguments["rows"] = indices = self._slots.selected(rows)
+            return self._slots.copy(indices, self.capacity)
 
-        self._shard = agreed(self._comm, "select", arguments, selected)
+        self._slots = agreed(self._exchange, "select", arguments, selected)
         return self
 
     def grow(self, capacity: int) -> ShardedKVCache:
         """Change the capacity and keep the tokens, as :meth:`gqa.KVCache.grow`."""
-
-        def grown() -> Shard:
-            least = self._shard.window or max(self._shard.lengths, default=0)
-            if check_int("capacity", capacity, 0) < least:
-                raise ValueError(f"capacity is {capacity}, expected at least {least}, the tokens to keep")
-            return self._shard.copy(range(len(self._shard.lengths)), int(capacity))
-
-        self._shard = agreed(self._comm, "grow", {"capacity": capacity}, grown)
+        self._slots = agreed(self._exchange, "grow", {"capacity": capacity}, lambda: self._slots.grown(capacity))
         return self
 
     def reset(self) -> ShardedKVCache:
@@ -298,16 +212,20 @@ class ShardedKVCache:
 
     def copy(self) -> ShardedKVCache:
         """An independent copy, on the same communicator."""
+        everything, slots = range(len(self._slots.lengths)), self._slots
         other = object.__new__(type(self))
-        other._comm = self._comm
-        everything = range(len(self._shard.lengths))
-        other._shard = agreed(self._comm, "copy", {}, lambda: self._shard.copy(everything, self.capacity))
+        other._slots = agreed(self._exchange, "copy", {}, lambda: slots.copy(everything, slots.capacity))
+        other._exchange = Exchange(self._exchange.comm)
         return other
 
     __copy__ = copy
 
-    def _described_tokens(self, new: Store | None, counts: list[int] | None) -> dict[str, Any]:
-        if new is None or counts is None:
+    def _described_tokens(self, k: Any, v: Any, lengths: Any) -> dict[str, Any]:
+        """New tokens that have been accepted."""
+        if k is None:
             return {"k": None, "v": None}
-        whole = min(counts, default=0) == max(counts, default=0) == new[0].shape[self._shard.token_axis]
-        return {"lengths": counts, "k": described(new[0], whole), "v": described(new[1], whole)}
+        k, v = as_tensors(k, v)
+        batch, tokens = len(self._slots.lengths), k.shape[self._slots.token_axis]
+        counts = [tokens] * batch if lengths is None else int_list("lengths", lengths, batch)
+        whole = all(n == tokens for n in counts)
+        return {"lengths": counts, "k": described(k, whole), "v": described(v, whole)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gqa.distributed.agreement import agreed, check_communicator
+from gqa.distributed.agreement import Exchange, agreed, check_communicator
 from gqa.sequences import Table
 from gqa.shapes import check_int
 
@@ -44,7 +44,7 @@ def zigzag(length: int, comm: Any) -> Table:
     array([0, 1, 2, 3, 4, 5])
     """
     comm = check_communicator(comm)
-    tokens = agreed(comm, "zigzag", {"length": length}, lambda: check_int("length", length, 0))
+    tokens = agreed(Exchange(comm), "zigzag", {"length": length}, lambda: check_int("length", length, 0))
     ranks, rank = comm.Get_size(), comm.Get_rank()
     rounds = 2 * max(1, round(tokens / (2 * ranks * BLOCK)))
     blocks = rounds * ranks
