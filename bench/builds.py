@@ -42,6 +42,10 @@ def call(gqa: ModuleType, workload: Workload, inputs: Inputs, threads: int) -> C
     q, k, v = inputs
     if workload.cache:
         k, v = gqa.quantize(k), gqa.quantize(v)
+    if workload.backward:
+        out, lse = gqa.attention(q, k, v, causal=workload.causal, return_lse=True)
+        dout = workload.output_gradient()
+        return lambda: gqa.attention_vjp(dout, q, k, v, out, lse, causal=workload.causal, num_threads=threads)
     return lambda: gqa.attention(q, k, v, causal=workload.causal, num_threads=threads)
 
 

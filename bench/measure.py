@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import gqa
 from limits import Limits
-from peers import PEERS, Call, Unsupported
+from peers import PEERS, Call, Unsupported, adapter
 from workloads import WORKLOADS, Array, Workload, error, reference
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ def waiting() -> float:
 
 def prepare(workload: Workload, name: str, sets: list[Any], expected: Array, threads: int) -> Contestant:
     """A peer with its result on the first set checked; Unsupported or its own error if it cannot take part."""
-    calls = [PEERS[name](workload, inputs, threads) for inputs in sets]
+    calls = [adapter(name, workload)(workload, inputs, threads) for inputs in sets]
     off = error(calls[0].output(calls[0].run()), expected, workload.queries)
     if off > workload.tolerance:
         raise Unsupported(f"wrong by {off:.1e}")

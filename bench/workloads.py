@@ -1,4 +1,7 @@
-"""What is measured: one table of workloads, their data, and the float64 result that every peer is checked against."""
+"""What is measured: one table of workloads, their data, and the float64 result that every peer is checked against.
+
+The result of a backward workload is its gradients (dq, dk, dv), one behind another along the heads.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ class Workload:
     cache: str = ""  # "int8": quantised keys and values, float32 queries
     cold: bool = False  # a new set of buffers at every call, so that none is in a cache
     overhead: bool = False  # so small that only the cost of a call shows
+    backward: bool = False  # the gradients by q, k and v, after a forward call that is not measured
 
     @property
     def name(self) -> str:
@@ -44,11 +48,11 @@ class Workload:
 
     @property
     def flops(self) -> int:
-        """Operations of the two products, over the keys that are attended."""
+        """Operations of the two products, over the keys that are attended; of the five of a backward pass."""
         per_head = self.queries * self.keys
         if self.causal:
             per_head -= self.queries * (self.queries - 1) // 2
-        return 4 * self.batch * self.heads[0] * per_head * self.heads[2]
+        return (10 if self.backward else 4) * self.batch * self.heads[0] * per_head * self.heads[2]
 
     @property
     def kv_bytes(self) -> int:
@@ -58,7 +62,7 @@ class Workload:
 
     @property
     def tolerance(self) -> float:
-        return TOLERANCE[self.cache or self.dtype]
+        return TOLERANCE[self.cache or self.dtype] * (10 if self.backward else 1)  # sums over rows are that much larger
 
     def inputs(self, seed: int) -> Inputs:
         """Unit-normal q, k and v of the workload's dtype."""
@@ -67,6 +71,11 @@ class Workload:
         sizes = ((query_heads, self.queries), (kv_heads, self.keys), (kv_heads, self.keys))
         q, k, v = (rng.standard_normal((self.batch, *size, head_dim), np.float32) for size in sizes)
         return q.astype(numpy_dtype(self.dtype)), k.astype(numpy_dtype(self.dtype)), v.astype(numpy_dtype(self.dtype))
+
+    def output_gradient(self) -> Array:
+        """What a backward pass starts from: unit-normal, (B, Hq, S, D), of the workload's dtype."""
+        shape = (self.batch, self.heads[0], self.queries, self.heads[2])
+        return np.random.default_rng(1000).standard_normal(shape, np.float32).astype(numpy_dtype(self.dtype))
 
     def mask(self) -> Array | None:
         """Which keys each query sees, (S, T) bool; None: all."""
@@ -84,7 +93,9 @@ def numpy_dtype(name: str) -> Any:
 
 
 def reference(workload: Workload, inputs: Inputs) -> Array:
-    """Float64 attention of some rows of every head, (B, Hq, rows, D)."""
+    """The result in float64, some rows of every head, (B, H, rows, D)."""
+    if workload.backward:
+        return stacked(gradients(workload, inputs))[:, :, checked_rows(workload.queries)]
     q, k, v = inputs
     rows = checked_rows(workload.queries)
     mask, group = workload.mask(), workload.group
@@ -98,6 +109,32 @@ def reference(workload: Workload, inputs: Inputs) -> Array:
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         expected[b, heads] = weights @ value / weights.sum(-1, keepdims=True)
     return expected
+
+
+def gradients(workload: Workload, inputs: Inputs) -> Inputs:
+    """(dq, dk, dv) in float64, of the shapes of the inputs."""
+    q, k, v = inputs
+    dout, mask, scale = workload.output_gradient(), workload.mask(), workload.heads[2] ** -0.5
+    dq, dk, dv = (np.zeros(x.shape) for x in inputs)
+    for b, h in np.ndindex(q.shape[:2]):
+        kv = h // workload.group
+        query, key, value, by_out = (x.astype(np.float64) for x in (q[b, h], k[b, kv], v[b, kv], dout[b, h]))
+        scores = query @ key.T * scale
+        if mask is not None:
+            scores[~mask] = -np.inf
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        by_weight = by_out @ value.T
+        by_score = weights * (by_weight - (weights * by_weight).sum(-1, keepdims=True)) * scale
+        dq[b, h] = by_score @ key
+        dk[b, kv] += by_score.T @ query
+        dv[b, kv] += weights.T @ by_out
+    return dq, dk, dv
+
+
+def stacked(gradients: Inputs) -> Array:
+    """Gradients as one array (B, Hq + 2 Hkv, S, D), of workloads with as many queries as keys."""
+    return np.concatenate(gradients, axis=1)
 
 
 def error(output: Array, expected: Array, queries: int) -> float:
@@ -153,8 +190,17 @@ COLD = tuple(
         decode(4096, LLAMA, cache="int8"),
     )
 )
+BACKWARD = (
+    *(replace(prefill(n, LLAMA), task=f"backward {n}", backward=True) for n in (512, 2048)),
+    Workload("backward full 1024", MULTI_HEAD, 1024, 1024, backward=True),
+    Workload("backward 4 x 512", MULTI_HEAD, 512, 512, batch=4, causal=True, backward=True),
+    *(
+        Workload("backward 512", LLAMA, 512, 512, causal=True, dtype=dtype, backward=True)
+        for dtype in ("float16", "bfloat16")
+    ),
+)
 TINY = (
     Workload("tiny 1 over 16", (4, 2, 32), 1, 16, overhead=True),
     Workload("tiny 4 over 6", (9, 3, 8), 4, 6, overhead=True),
 )
-WORKLOADS = (*FLOAT32, *SMALLER_TYPES, *COLD, *TINY)
+WORKLOADS = (*FLOAT32, *SMALLER_TYPES, *COLD, *BACKWARD, *TINY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from peers import jax_attention, numpy_attention, onnx_runtime, openvino_attention, pytorch, this
 from peers.base import Adapter, Call, Unsupported
+from workloads import Workload
 
 PEERS: dict[str, Adapter] = {
     "gqa": this.attention,
@@ -22,4 +23,23 @@ PEERS: dict[str, Adapter] = {
     "JAX": jax_attention.dot_product_attention,
 }
 
-__all__ = ["PEERS", "Adapter", "Call", "Unsupported"]
+# Those that have gradients: an adapter for backward workloads.
+GRADIENTS: dict[str, Adapter] = {
+    "gqa": this.gradients,
+    "gqa float32": this.gradients_float32,
+    "torch enable_gqa": pytorch.gradients_enable_gqa,
+    "torch expanded": pytorch.gradients_expanded,
+    "JAX": jax_attention.gradients,
+}
+
+
+def adapter(name: str, workload: Workload) -> Adapter:
+    """The adapter of a peer for a workload."""
+    if not workload.backward:
+        return PEERS[name]
+    if name not in GRADIENTS:
+        raise Unsupported("no gradients")
+    return GRADIENTS[name]
+
+
+__all__ = ["GRADIENTS", "PEERS", "Adapter", "Call", "Unsupported", "adapter"]

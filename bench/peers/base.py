@@ -22,7 +22,7 @@ class Call:
     """One call of attention. What a caller would prepare once (layout, sessions, caches) is prepared before."""
 
     run: Callable[[], Any]
-    output: Callable[[Any], Array] = same  # from what run() returns to an array (B, Hq, S, D)
+    output: Callable[[Any], Array] = same  # from what run() returns to an array (B, Hq, S, D), or stacked gradients
 
 
 Adapter = Callable[[Workload, Inputs, int], Call]  # workload, (q, k, v), number of threads

@@ -41,13 +41,13 @@ def expanded(workload: Workload, inputs: Inputs, threads: int) -> Call:
     torch, (q, k, v) = tensors(workload, inputs, threads)
     options = masking(workload, q)
     attention = torch.nn.functional.scaled_dot_product_attention
+    return Call(lambda: attention(q, repeat(k, workload.group), repeat(v, workload.group), **options), to_numpy)
 
-    def repeat(x: Any) -> Any:
-        batch, heads, tokens, head_dim = x.shape
-        wide = x[:, :, None].expand(batch, heads, workload.group, tokens, head_dim)
-        return wide.reshape(batch, heads * workload.group, tokens, head_dim)
 
-    return Call(lambda: attention(q, repeat(k), repeat(v), **options), to_numpy)
+def repeat(x: Any, group: int) -> Any:
+    """Each head `group` times."""
+    batch, heads, tokens, head_dim = x.shape
+    return x[:, :, None].expand(batch, heads, group, tokens, head_dim).reshape(batch, heads * group, tokens, head_dim)
 
 
 def matmul(workload: Workload, inputs: Inputs, threads: int) -> Call:
@@ -67,7 +67,37 @@ def matmul(workload: Workload, inputs: Inputs, threads: int) -> Call:
     return Call(run, to_numpy)
 
 
-def tensors(workload: Workload, inputs: Inputs, threads: int) -> tuple[Any, list[Any]]:
+def gradients_enable_gqa(workload: Workload, inputs: Inputs, threads: int) -> Call:
+    options = {"enable_gqa": True} if workload.group > 1 else {}
+    return backward(workload, inputs, threads, lambda attention, q, k, v, more: attention(q, k, v, **options, **more))
+
+
+def gradients_expanded(workload: Workload, inputs: Inputs, threads: int) -> Call:
+    if workload.group == 1:
+        raise Unsupported("nothing to expand")
+    n = workload.group
+    return backward(
+        workload, inputs, threads, lambda attention, q, k, v, more: attention(q, repeat(k, n), repeat(v, n), **more)
+    )
+
+
+def backward(workload: Workload, inputs: Inputs, threads: int, forward: Any) -> Call:
+    """autograd's gradients of forward(attention, q, k, v, options), from a graph that is kept."""
+    torch, _ = tensors(workload, inputs, threads)
+    with torch.inference_mode(False):
+        _, (q, k, v) = tensors(workload, inputs, threads)
+        _, (dout,) = tensors(workload, (workload.output_gradient(),), threads)
+        leaves = [x.requires_grad_() for x in (q, k, v)]
+        out = forward(torch.nn.functional.scaled_dot_product_attention, *leaves, masking(workload, q))
+
+    def run() -> Any:
+        with torch.inference_mode(False):
+            return torch.autograd.grad(out, leaves, dout, retain_graph=True)
+
+    return Call(run, lambda gradients: to_numpy(torch.cat(gradients, 1)))
+
+
+def tensors(workload: Workload, inputs: tuple[Array, ...], threads: int) -> tuple[Any, list[Any]]:
     """torch, and the inputs as tensors on the same memory."""
     if workload.cache:
         raise Unsupported("no quantised cache")
