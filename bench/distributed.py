@@ -2,8 +2,9 @@
 
     mpiexec -n 2 python -m mpi4py bench/distributed.py --out scaling.json
 
-One thread each. Rank 0 alone (the others sleep) and all ranks together take turns, so that speedups are ratios within
-one run; numbers are medians. Decode steps are of one token, with 32 query and 8 KV heads of 128 channels.
+One thread each. Rank 0 alone (the others sleep), all ranks together, and all ranks each with the whole problem (busy:
+what the machine's memory and clock leave to each) take turns, so that speedups are ratios within one run; numbers are
+medians. Decode steps are of one token, with 32 query and 8 KV heads of 128 channels.
 """
 
 from __future__ import annotations
@@ -74,13 +75,13 @@ def filled(cache: Any, keys: int) -> Any:
 
 
 def decode(keys: int, rounds: int, dtype: str) -> dict[str, float]:
-    """A step over so many keys: the local cache and one rank's on rank 0, and all ranks."""
+    """A step over so many keys: the local cache and one rank's on rank 0, all ranks, and a local cache on each."""
     sizes = (1, KV_HEADS, keys, HEAD_DIM)
     q = np.random.default_rng(0).standard_normal((1, Q_HEADS, 1, HEAD_DIM), np.float32)
     shared = filled(gqa.distributed.ShardedKVCache(COMM, *sizes, dtype=dtype), keys)
-    local = single = shared
+    local = filled(gqa.KVCache(*sizes, dtype=dtype), keys)
+    single = shared
     if COMM.rank == 0:
-        local = filled(gqa.KVCache(*sizes, dtype=dtype), keys)
         single = filled(gqa.distributed.ShardedKVCache(MPI.COMM_SELF, *sizes, dtype=dtype), keys)
         assert (local.attend(q) == single.attend(q)).all()
     wait_asleep()
@@ -88,12 +89,12 @@ def decode(keys: int, rounds: int, dtype: str) -> dict[str, float]:
     assert COMM.rank or (out == local.attend(q)).all()
     return turns(
         rounds, local=(alone, lambda: local.attend(q)), one=(alone, lambda: single.attend(q)),
-        all=(together, lambda: shared.attend(q)),
+        all=(together, lambda: shared.attend(q)), busy=(together, lambda: local.attend(q)),
     )  # fmt: skip
 
 
 def prompt(tokens: int, rounds: int) -> dict[str, float]:
-    """A causal prompt: one machine's attention on rank 0, and all ranks."""
+    """A causal prompt: one machine's attention on rank 0, all ranks, and one machine's attention on each."""
     rng = np.random.default_rng(0)
     q = rng.standard_normal((1, Q_HEADS, tokens, HEAD_DIM), np.float32)
     k, v = rng.standard_normal((2, 1, KV_HEADS, tokens, HEAD_DIM), np.float32)
@@ -105,6 +106,7 @@ def prompt(tokens: int, rounds: int) -> dict[str, float]:
         threads=(alone, lambda: gqa.attention(q, k, v, causal=True, num_threads=COMM.size)),
         one=(alone, lambda: gqa.distributed.attention(q, k, v, MPI.COMM_SELF, positions=everything, causal=True)),
         all=(together, lambda: gqa.distributed.attention(own_q, own_k, own_v, COMM, positions=own, causal=True)),
+        busy=(together, lambda: gqa.attention(q, k, v, causal=True)),
     )  # fmt: skip
 
 

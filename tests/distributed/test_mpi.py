@@ -78,9 +78,27 @@ for length in (300, 2 * PIECE + 700):
 say("same bits")
 """
 
+GRADIENTS = """
+rng = np.random.default_rng({seed})
+for length, kv_heads, dtype in ((300, 3, "float32"), (2500, 2, "float16"), (5, 1, "float64")):
+    dout, q = rng.standard_normal((2, 2, 6, length, 5)).astype(dtype)
+    k, v = rng.standard_normal((2, 2, kv_heads, length, 5)).astype(dtype)
+    options = dict(causal=bool(rng.integers(2)), softcap=3.0, sinks=np.arange(6.0) if length < 9 else None)
+    own = gqa.distributed.zigzag(length, comm)
+    some = [x[:, :, own] for x in (q, k, v)]
+    out, lse = gqa.distributed.attention(*some, comm, positions=own, return_lse=True, **options)
+    got = gqa.distributed.attention_vjp(dout[:, :, own], *some, out, lse, comm, positions=own, **options)
+    want = gqa.attention_vjp(dout, q, k, v, *gqa.attention(q, k, v, return_lse=True, **options), **options)
+    for one, other in zip(got[:3], want):
+        assert_same_bits(one, other[:, :, own].copy())
+    if length < 9:
+        assert_same_bits(got.dsinks, want.dsinks)
+say("same bits")
+"""
+
 
 @pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize("code", [CACHE, PROMPT], ids=["cache", "prompt"])
+@pytest.mark.parametrize("code", [CACHE, PROMPT, GRADIENTS], ids=["cache", "prompt", "gradients"])
 def test_bits_of_one_process(ranks, code):
     assert output_of(ranks, code.format(seed=ranks)) == "same bits\n" * ranks
 

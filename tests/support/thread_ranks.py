@@ -40,6 +40,16 @@ class ThreadComm:
         assert all(x.dtype == buffer.dtype for x in parts)
         buffer.reshape(-1)[...] = np.concatenate([x.reshape(-1) for x in parts])
 
+    def Alltoallv(self, sendbuf, recvbuf):
+        buffer, counts = sendbuf
+        assert buffer.size == sum(counts)
+        received, expected = recvbuf
+        parts = self.exchange_objects(np.split(buffer, np.cumsum(counts)[:-1]))
+        mine = [x[self.rank] for x in parts]
+        assert [x.size for x in mine] == list(expected)
+        assert received.size == sum(expected)
+        received[...] = np.concatenate(mine)
+
     def Iallgatherv(self, sendbuf, recvbuf):
         self.Allgatherv(sendbuf, recvbuf)
         return Done()
@@ -47,9 +57,12 @@ class ThreadComm:
     def exchange(self, x):
         """What all ranks give, in their order."""
         assert x.flags.c_contiguous
+        return [x.copy() for x in self.exchange_objects(x.copy())]
+
+    def exchange_objects(self, x):
         self.board.slots[self.rank] = x
         self.board.barrier.wait()
-        parts = [x.copy() for x in self.board.slots]
+        parts = list(self.board.slots)
         self.board.barrier.wait()
         return parts
 

@@ -32,19 +32,21 @@ class Communicator(Protocol):
     def Allgather(self, sendbuf: Any, recvbuf: Any) -> None: ...
     def Allgatherv(self, sendbuf: Any, recvbuf: Any) -> None: ...
     def Iallgatherv(self, sendbuf: Any, recvbuf: Any) -> Request: ...
+    def Alltoallv(self, sendbuf: Any, recvbuf: Any) -> None: ...
 
 
 _METHODS = ("Get_rank", "Get_size", "Is_inter", "Allgather", "Allgatherv", "Iallgatherv")
 _ERRORS = {kind.__name__: kind for kind in (TypeError, ValueError, MemoryError, ModuleNotFoundError, OverflowError)}
 
 
-def check_communicator(comm: Any) -> Communicator:
-    """`comm` itself; raises, on every rank, unless it is an intracommunicator."""
-    missing = [name for name in _METHODS if not callable(getattr(comm, name, None))]
+def check_communicator(comm: Any, *more: str) -> Communicator:
+    """`comm` itself; raises, on every rank, unless it is an intracommunicator. more: methods needed besides."""
+    methods = (*_METHODS, *more)
+    missing = [name for name in methods if not callable(getattr(comm, name, None))]
     if missing:
         raise TypeError(
             f"comm is a {type(comm).__name__}, expected an intracommunicator of mpi4py, or an object with its methods "
-            f"{', '.join(_METHODS)}; {missing[0]} is missing"
+            f"{', '.join(methods)}; {missing[0]} is missing"
         )
     if comm.Is_inter():
         raise ValueError("comm is an intercommunicator, expected an intracommunicator")

@@ -113,14 +113,14 @@ def attention(
         "out_dtype": str(out_dtype), "return_lse": return_lse, "mask": mask is not None,
     }  # fmt: skip
 
-    def checked() -> tuple[_Prompt, Any]:
+    def checked() -> tuple[Prompt, Any]:
         program = None if score_mod is None and mask_mod is None else bind(score_mod, mask_mod)
         arguments["score_mod and mask_mod"] = described_program(program)
-        return _checked(q, k, v, positions, options, arguments), program
+        return checked_prompt(q, k, v, positions, options, arguments), program
 
     prompt, program = agreed(exchange, "attention", arguments, checked)
     options = options._replace(program=program)
-    everyone = _all_positions(comm, prompt.positions)
+    everyone = all_positions(comm, prompt.positions)
     call = agreed(
         exchange, "attention", {}, lambda: PromptCall(comm, *prompt.tensors, everyone, prompt.bounds, options)
     )
@@ -129,7 +129,7 @@ def attention(
     return result
 
 
-class _Prompt(NamedTuple):
+class Prompt(NamedTuple):
     """This rank's tokens, and the window with causal in it."""
 
     tensors: tuple[Array, Tensor, Tensor]
@@ -137,7 +137,7 @@ class _Prompt(NamedTuple):
     bounds: tuple[int | None, int | None]
 
 
-def _checked(q: Any, k: Any, v: Any, positions: Any, options: Options, arguments: dict[str, Any]) -> _Prompt:
+def checked_prompt(q: Any, k: Any, v: Any, positions: Any, options: Options, arguments: dict[str, Any]) -> Prompt:
     """The arguments, once they fit each other; what ranks must agree on is added to `arguments`."""
     axes = layout_axes(options.layout)
     q, (k, v) = as_array("q", q), as_tensors(k, v)
@@ -157,10 +157,10 @@ def _checked(q: Any, k: Any, v: Any, positions: Any, options: Options, arguments
         sizes[tokens] = -1
         arguments[name] = ("int8" if isinstance(x, Quantized) else dtype_name(name, x), tuple(sizes))
     arguments["sinks"] = None if options.sinks is None else described(as_array("sinks", options.sinks))
-    return _Prompt((q, k, v), own, (left, 0 if options.causal else right))
+    return Prompt((q, k, v), own, (left, 0 if options.causal else right))
 
 
-def _all_positions(comm: Communicator, own: Table) -> list[Table]:
+def all_positions(comm: Communicator, own: Table) -> list[Table]:
     """The positions of all ranks; ValueError, on all of them, unless they are those of one sequence."""
     counts = np.empty(comm.Get_size(), np.int64)
     comm.Allgather(np.array([own.size], np.int64), counts)

@@ -75,19 +75,22 @@ def trace(score_mod: ScoreMod | None = None, mask_mod: MaskMod | None = None) ->
       v4 = score - v3
       new score -> v4
     """
-    entry, captures = _traced(score_mod, mask_mod, False)
+    entry, captures = _traced(score_mod, mask_mod)
     return Program(entry.plan, entry.plan.arrays_of(captures.arrays))
 
 
-def bind(score_mod: Any, mask_mod: Any, *, slope: bool = False) -> tuple[Any, tuple[Any, ...]] | None:
+def bind(
+    score_mod: Any, mask_mod: Any, *, slope: bool = False, first: tuple[int, int] = (0, 0)
+) -> tuple[Any, tuple[Any, ...]] | None:
     """What the core takes for a call: a program and the arrays that it reads now, or None if it would change nothing.
 
-    slope: whether the program also gives the derivative of the new score by the old one.
+    slope: whether the program also gives the derivative of the new score by the old one; first: which batch entry and
+    query head are number 0 of the core's call.
     """
-    if mask_mod is None and type(score_mod) is Program and not slope:
+    if mask_mod is None and type(score_mod) is Program and not slope and first == (0, 0):
         plan, arrays = score_mod.plan, score_mod.arrays
         return (plan.core, arrays) if plan.outputs else None
-    entry, captures = _traced(score_mod, mask_mod, slope)
+    entry, captures = _traced(score_mod, mask_mod, slope, first)
     plan = entry.plan
     return (plan.core, plan.arrays_of(captures.arrays)) if plan.outputs else None
 
@@ -114,16 +117,18 @@ _traces: dict[Any, list[_Entry]] = {}
 _MOST_TRACES, _MOST_VARIANTS = 512, 8
 
 
-def _traced(score_mod: Any, mask_mod: Any, slope: bool) -> tuple[_Entry, Captures]:
+def _traced(
+    score_mod: Any, mask_mod: Any, slope: bool = False, first: tuple[int, int] = (0, 0)
+) -> tuple[_Entry, Captures]:
     """The trace of both functions, and all that they capture."""
     captures = Captures()
-    key = _key("score_mod", score_mod, captures), _key("mask_mod", mask_mod, captures), slope
+    key = _key("score_mod", score_mod, captures), _key("mask_mod", mask_mod, captures), slope, first
     entries = _traces.get(key, ())
     for entry in entries:
         tried = captures.copy() if entry.attributes else captures
         if entry.holds(tried):
             return entry, tried
-    entry = _trace(score_mod, mask_mod, slope, captures)
+    entry = _trace(score_mod, mask_mod, slope, first, captures)
     if len(_traces) >= _MOST_TRACES:
         _traces.pop(next(iter(_traces)), None)
     _traces[key] = [entry, *entries][:_MOST_VARIANTS]
@@ -141,11 +146,13 @@ def _key(name: str, function: Any, captures: Captures) -> Any:
     return captures.key(function)
 
 
-def _trace(score_mod: Any, mask_mod: Any, slope: bool, captures: Captures) -> _Entry:
+def _trace(score_mod: Any, mask_mod: Any, slope: bool, first: tuple[int, int], captures: Captures) -> _Entry:
     g = Graph()
     rebuilding = Rebuilding(g, captures)
     score = g.put("score", FLOAT)
     inputs = {"score": score, **{name: g.put(name, WHOLE) for name in _COORDINATES}}
+    for name, number in zip("bh", first):
+        inputs[name] = lowering.add(g, inputs[name], g.constant(number))
     new_score, masks = score, []
     programs = [x for x in (score_mod, mask_mod) if isinstance(x, Program)]
     if len(programs) == 2 and all("score" in x.plan.outputs for x in programs) and score_mod is not mask_mod:
