@@ -37,8 +37,10 @@ PYBIND11_MODULE(core, m, py::mod_gil_not_used()) {
   m.def("has_openmp", &has_openmp);
 #if defined(GQA_XLA)
   m.attr("XLA_ATTENTION") = xla_attention();
+  m.attr("XLA_GRADIENTS") = xla_gradients();
 #else
   m.attr("XLA_ATTENTION") = py::none();
+  m.attr("XLA_GRADIENTS") = py::none();
 #endif
   m.attr("SPLIT_KEYS") = many_rows_split_keys;
   m.attr("__version__") = GQA_VERSION;

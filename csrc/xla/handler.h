@@ -7,5 +7,6 @@ namespace gqa {
 
 // What jax.ffi.register_ffi_target takes.
 pybind11::capsule xla_attention();
+pybind11::capsule xla_gradients();
 
 }  // namespace gqa

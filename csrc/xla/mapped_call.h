@@ -1,39 +1,15 @@
-// mapped_call.h: a call of attention whose tensors may have axes in front, as JAX's vmap puts them there.
-//
-// Knows buffers in C order, and nothing of XLA. Every entry along the axes in front is a call of its own; all of them
-// are one call with a larger batch wherever that takes no copy.
+// mapped_call.h: a call of attention whose tensors may have axes in front.
 #pragma once
 
-#include <vector>
-
-#include "../call.h"
+#include "mapped_operands.h"
 
 namespace gqa {
 
-// What attention may be given, in the order of gqa.jax's operands.
-enum Operand { q, k, v, past_key, past_value, mask, sinks, query_offset, kv_lengths, operand_count };
-
-// A buffer in C order. Its own axes are the last ones. Those before them, which vmap put there, are each as large as
-// those of the results, or 1 if the buffer is the same along them.
-struct Buffer {
-  char* data = nullptr;
-  const int64_t* sizes = nullptr;
-  int axes = 0, own_axes = -1;  // own_axes -1: no buffer
-  DType type = DType::none;     // of tensors
-  bool is_signed = false;       // of whole numbers
-  int64_t bytes = 0;            // of an element
-
-  bool given() const { return own_axes >= 0; }
-  int front_axes() const { return axes - own_axes; }
-  const int64_t* own_sizes() const { return sizes + front_axes(); }
-  int64_t own_bytes() const;  // of an entry
-};
-
-class MappedCall {
+class MappedCall : MappedOperands {
  public:
   // options: without tensors. lse may be left out.
   MappedCall(const Options& options, const Buffer (&operands)[operand_count], const Buffer& out, const Buffer& lse)
-      : options_(options), operands_(operands), out_(out), lse_(lse) {}
+      : MappedOperands(operands, out), options_(options), lse_(lse) {}
 
   // Whether the buffers have as many axes as those of a call, in front and otherwise; what Call does not see.
   bool is_well_formed() const;
@@ -43,26 +19,10 @@ class MappedCall {
   const Refusal& refusal() const { return refusal_; }
 
  private:
-  // The calls that are done as one: entry `first` alone, or all of them.
-  struct Entries {
-    int64_t first, count;
-  };
-
-  int64_t entries() const;
-  int64_t batch() const { return operands_[q].own_axes == 4 ? operands_[q].own_sizes()[0] : 1; }
-  bool is_same_for_all(const Buffer& x) const;
-  bool differs_everywhere(const Buffer& x) const;
-  bool is_one_call() const;
   bool attend(const Entries& entries);
-  char* entry(const Buffer& x, int64_t number) const;
-  TensorView batched_view(const Buffer& x, const Entries& entries) const;
-  TensorView mask_view(const Entries& entries) const;
-  Tensor tensor(Operand operand, const char* name, const Entries& entries) const;
-  Integers integers(const Buffer& x, const Entries& entries, std::vector<int64_t>& values) const;
 
   Options options_;
-  const Buffer (&operands_)[operand_count];
-  const Buffer &out_, &lse_;
+  const Buffer& lse_;
   Refusal refusal_{};
 };
 

@@ -11,7 +11,8 @@ RUN_COLUMNS: int
 OPTIONS: tuple[str, ...]
 RULES: tuple[str, ...]
 SPLIT_KEYS: int
-XLA_ATTENTION: Any  # a capsule for jax.ffi, or None where jaxlib's headers were not there for the build
+XLA_ATTENTION: Any  # capsules for jax.ffi, or None where jaxlib's headers were not there for the build
+XLA_GRADIENTS: Any
 
 # name of an operation: (kinds of its operands, kind of its result) for each of its forms
 SCORE_OPS: dict[str, tuple[tuple[tuple[str, ...], str], ...]]

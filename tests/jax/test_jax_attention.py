@@ -31,15 +31,7 @@ CALLS = {
 }
 
 
-@pytest.fixture(autouse=True, params=["XLA calls the core", "XLA calls Python"])
-def door(request, monkeypatch):
-    """The two ways from a computation into the core."""
-    if request.param == "XLA calls Python":
-        pytest.importorskip("jax.experimental.buffer_callback", reason="this JAX hands Python no buffers")
-        monkeypatch.setattr(gqa.jax, "_xla_target", lambda: None)
-    elif gqa.jax._xla_target() is None:
-        pytest.skip("built without the headers of this jaxlib")
-    return request.param
+pytestmark = pytest.mark.usefixtures("door")
 
 
 def tensors(rng, dtype=np.float32, sizes=(2,), layout="bhsd", tokens=(5, 9, 9)):
@@ -157,8 +149,8 @@ def test_vmap_makes_one_call_of_what_is_a_larger_batch(rng, monkeypatch, door):
     if door == "XLA calls the core":
         pytest.skip("only calls of Python can be counted")
     calls = []
-    whole = gqa.jax.scaled_dot_product.attention
-    monkeypatch.setattr(gqa.jax.scaled_dot_product, "attention", lambda **x: calls.append(x["q"].shape) or whole(**x))
+    whole = gqa.scaled_dot_product.attention
+    monkeypatch.setattr(gqa.scaled_dot_product, "attention", lambda **x: calls.append(x["q"].shape) or whole(**x))
     q, k, v = tensors(rng, sizes=(3, 2))
     jax.block_until_ready(jax.vmap(gqa.jax.attention)(q, k, v))
     jax.block_until_ready(jax.vmap(gqa.jax.attention, (0, None, None))(q[:, 0], k[0, 0], v[0, 0]))
@@ -170,9 +162,9 @@ def test_vmap_makes_one_call_of_what_is_a_larger_batch(rng, monkeypatch, door):
 
 def test_keys_and_values_are_read_in_place_eagerly(rng, monkeypatch):
     seen = []
-    whole = gqa.jax.scaled_dot_product.attention
+    whole = gqa.scaled_dot_product.attention
     monkeypatch.setattr(
-        gqa.jax.scaled_dot_product, "attention", lambda **x: seen.append([x[n].ctypes.data for n in "kv"]) or whole(**x)
+        gqa.scaled_dot_product, "attention", lambda **x: seen.append([x[n].ctypes.data for n in "kv"]) or whole(**x)
     )
     q, k, v = (jnp.asarray(x) for x in tensors(rng))
     gqa.jax.attention(q, k, v)

@@ -9,6 +9,7 @@ import jax.numpy as jnp  # noqa: E402
 
 import gqa.jax  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("door")
 TOLERANCES = {jnp.float32: 2e-5, jnp.float16: 1e-2, jnp.bfloat16: 8e-2}
 CALLS = {
     "plain": {},
@@ -146,3 +147,29 @@ def test_integers_have_none(rng):
     lengths = jnp.array([7, 3])
     step = jax.jit(jax.grad(lambda k, n: gqa.jax.attention(q, k, v, kv_lengths=n).sum()))
     assert not step(k, lengths)[1, :, 3:].any()
+
+
+@pytest.mark.parametrize("sizes", [(), (2,)], ids=str)
+def test_vmap_with_a_mask_and_sinks(rng, sizes):
+    """Whose gradients are sums over the batch, asked for or not; and positions for each entry."""
+    q, k, v = (normal(rng, 3, *sizes, heads, 7, 16) for heads in (4, 2, 2))
+    mask, sinks, offsets = normal(rng, 7, 7), normal(rng, 3, 4), jnp.array([0, 2, -1])
+
+    def loss(q, k, v, mask, sinks, offset):
+        out = gqa.jax.attention(q, k, v, mask=mask, sinks=sinks, query_offset=offset, causal=True)
+        return (out**2).sum()
+
+    axes = (0, 0, 0, None, 0, 0)
+    for wanted in ((0, 1, 2), (0, 3, 4)):
+        gradient = jax.grad(loss, wanted)
+        found = jax.jit(jax.vmap(gradient, axes))(q, k, v, mask, sinks, offsets)
+        expected = [gradient(q[i], k[i], v[i], mask, sinks[i], offsets[i]) for i in range(3)]
+        assert_close(found, [jnp.stack(x) for x in zip(*expected)])
+
+
+def test_xla_makes_no_copies(rng, door):
+    if door == "XLA calls Python":
+        pytest.skip("of the core's own calls")
+    q, k, v = (normal(rng, 1, heads, 512, 64) for heads in (4, 2, 2))
+    _, vjp = jax.vjp(lambda *x: gqa.jax.attention(*x, causal=True), q, k, v)
+    assert jax.jit(vjp).lower(q).compile().memory_analysis().temp_size_in_bytes < k.nbytes
