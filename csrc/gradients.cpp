@@ -102,7 +102,7 @@ class Driver {
       }
     }
     key_turns_ = Turns(size_t(a_.sequence_count * a_.kv_heads * blocks_));
-    for (int64_t s = 0; s < a_.sequence_count; s++)
+    for (int64_t s = 0; s < a_.sequence_count && blocks_ > 0; s++)
       for (int64_t h = 0; h < a_.kv_heads; h++)
         for (int64_t block = 0; block < blocks_; block++)
           key_turns_.start(size_t((s * a_.kv_heads + h) * blocks_ + block), first_order_[size_t(s * blocks_ + block)]);

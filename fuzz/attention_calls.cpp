@@ -28,7 +28,8 @@ bool close(const std::vector<double>& x, const std::vector<double>& y, double to
 
 // Scores so small that rounding them changes a weight by little.
 bool is_mild(const Tensors& tensors, const Options& options) {
-  return tensors.content() == Content::ordinary && (options.default_scale || std::abs(options.scale) <= 0.5);
+  return tensors.content() == Content::ordinary && !options.program &&
+         (options.default_scale || std::abs(options.scale) <= 0.5);
 }
 
 }  // namespace
@@ -102,7 +103,7 @@ Options read_options(Input& input, Tensors& tensors, const CallSizes& sizes, int
 }
 
 void check_call(Input& input, Tensors& tensors, Options& options, const std::function<bool(Call&)>& prepare,
-                int64_t keys, bool writes_all) {
+                int64_t keys, bool writes_all, const ScoreProgram* twin, const std::vector<TensorView>& twin_captured) {
   constexpr int64_t listed = 1 << 20, most = PTRDIFF_MAX / int64_t(sizeof(double));
   const TensorView& sinks = options.sinks;
   if (sinks.axes == 1 && sinks.shape[0] > listed && sinks.shape[0] <= most) return;  // memory that there may not be
@@ -117,7 +118,7 @@ void check_call(Input& input, Tensors& tensors, Options& options, const std::fun
   for (int axis = 0; axis < shape.axes; axis++) work *= double(std::max<int64_t>(shape.sizes[axis], 1));
   if (!tensors.complete() || !(work <= max_work)) return;
 
-  constexpr uint8_t fillers[] = {0xa5, 0x5a};
+  constexpr uint8_t fillers[] = {0xa5, 0x5a, 0xc3};
   const TensorView out = tensors.result(probe.out_type(), shape, fillers[0]);
   TensorView lse;
   if (options.return_lse) lse = tensors.result(probe.lse_type(), probe.lse_shape(), fillers[0]);
@@ -130,21 +131,23 @@ void check_call(Input& input, Tensors& tensors, Options& options, const std::fun
   for (const std::string& isa : available_isas()) {
     use_isa(isa);
     std::vector<uint8_t> serial;
-    for (int turn = 0; turn < 2; turn++) {
+    for (int turn = 0; turn < (twin ? 3 : 2); turn++) {
       Tensors::fill(out, fillers[turn]);
       const std::vector<uint8_t> before = tensors.bytes_of_block(out);
-      options.threads = turn == 0 ? 1 : 3;
-      Call call(options);
+      Options now = options;
+      now.threads = turn == 1 ? 3 : 1;
+      if (turn == 2) now.program = twin, now.captured = twin_captured;
+      Call call(now);
       GQA_REQUIRE(prepare(call));
       {
         std::optional<Uncounted> uncounted;
-        if (options.threads > 1) uncounted.emplace();
+        if (now.threads > 1) uncounted.emplace();
         call.run(out, lse);
       }
       const std::vector<uint8_t> after = tensors.bytes_of_block(out);
       for (size_t i = 0; i < after.size(); i++) {
         if (!belongs[i]) GQA_REQUIRE(after[i] == before[i]);
-        else if (turn == 1 && !(after[i] == fillers[1] && !writes_all)) GQA_REQUIRE(after[i] == serial[i]);
+        else if (turn > 0 && !(after[i] == fillers[turn] && !writes_all)) GQA_REQUIRE(after[i] == serial[i]);
       }
       if (turn == 0) serial = after;
     }

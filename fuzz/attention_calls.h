@@ -26,8 +26,10 @@ Options read_options(Input& input, Tensors& tensors, const CallSizes& sizes, int
 // `prepare` sets a new call up, and returns false if it is refused. One that is not runs on every instruction set, with
 // one thread and with several. Whatever is not an output must stay as it is; every element of `out` must be written
 // (writes_all: or those of no sequence stay), and nothing between them; threads must not change a bit; and instruction
-// sets must agree within rounding where inputs are ordinary. keys: how many a query attends at most.
+// sets must agree within rounding where inputs are ordinary. keys: how many a query attends at most. twin, unless it is
+// null: a program that, with those arrays, must give the same bits.
 void check_call(Input& input, Tensors& tensors, Options& options, const std::function<bool(Call&)>& prepare,
-                int64_t keys, bool writes_all);
+                int64_t keys, bool writes_all, const ScoreProgram* twin = nullptr,
+                const std::vector<TensorView>& twin_captured = {});
 
 }  // namespace gqa

@@ -37,8 +37,10 @@ void write(char* p, DType type, float x) {
     case DType::f32: return void(std::memcpy(p, &x, 4));
     case DType::bf16: return void(std::memcpy(p, &brain, 2));
     case DType::f16: return void(std::memcpy(p, &half, 2));
-    default: *p = char(int8_t(std::isfinite(x) ? std::clamp(x, -2.0f, 2.0f) * 60 : 0));
+    default: break;
   }
+  const int64_t whole = int64_t(std::isfinite(x) ? std::clamp(x, -2.0f, 2.0f) * (type == DType::i8 ? 60 : 16) : 0);
+  std::memcpy(p, &whole, size_t(bytes_of(type)));
 }
 
 }  // namespace
@@ -82,7 +84,8 @@ TensorView Tensors::make(DType type, const Shape& shape, Freedom freedom) {
   int order[max_axes];
   for (int i = 0; i < x.axes; i++) order[i] = x.axes - 1 - i;
   const int64_t manner = input_.byte();
-  const int fixed = freedom == Freedom::rows ? 1 : 0;  // of `order`: axes that stay as they are
+  // Of `order`: axes that stay as they are.
+  const int fixed = freedom == Freedom::none ? x.axes : freedom == Freedom::rows ? 1 : 0;
   if (manner & 1 && x.axes > fixed)
     std::swap(order[fixed + input_.below(x.axes - fixed)], order[fixed + input_.below(x.axes - fixed)]);
   int64_t reach = bytes_of(type);
@@ -90,7 +93,7 @@ TensorView Tensors::make(DType type, const Shape& shape, Freedom freedom) {
     const int axis = order[i];
     x.strides[axis] = reach;
     if (i < fixed) {
-      reach *= std::max<int64_t>(x.shape[axis], 1);
+      if (__builtin_mul_overflow(reach, std::max<int64_t>(x.shape[axis], 1), &reach)) reach = INT64_MAX;
       continue;
     }
     if (manner & 2 && input_.flag()) x.strides[axis] += input_.below(16);
@@ -102,11 +105,11 @@ TensorView Tensors::make(DType type, const Shape& shape, Freedom freedom) {
       reach = std::max(reach, step);
     if (manner & 16 && input_.flag() && x.strides[axis] != INT64_MIN) x.strides[axis] = -x.strides[axis];
   }
-  allocate(x);
+  allocate(x, freedom != Freedom::none);
   return x;
 }
 
-void Tensors::allocate(TensorView& x) {
+void Tensors::allocate(TensorView& x, bool anywhere) {
   int64_t low = 0, high = bytes_of(x.type);
   bool fits = true;
   for (int axis = 0; axis < x.axes && fits; axis++) {
@@ -122,7 +125,7 @@ void Tensors::allocate(TensorView& x) {
     x.data = input_.flag() ? &nowhere : nullptr;
     return;
   }
-  const int64_t odd = input_.rarely() ? input_.below(8) : 0;  // an address that fits no element
+  const int64_t odd = anywhere && input_.rarely() ? input_.below(8) : 0;  // an address that fits no element
   Block& block = blocks_.emplace_back();
   block.size = size_t(high - low + odd);
   block.begin = static_cast<char*>(std::malloc(block.size));
@@ -172,6 +175,11 @@ std::vector<bool> Tensors::bytes_of_elements(const TensorView& x) const {
     for (int64_t i = 0; i < gqa::bytes_of(x.type); i++) belongs[size_t(p - block.begin + i)] = true;
   });
   return belongs;
+}
+
+void Tensors::forget(const TensorView& x) {
+  for (Block& block : blocks_)
+    if (block.data == x.data) block.data = nullptr;
 }
 
 uint64_t Tensors::checksum(const TensorView& except) const {

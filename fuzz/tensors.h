@@ -30,6 +30,8 @@ class Tensors {
   TensorView exactly(DType type, const Shape& shape) { return make(type, shape, Freedom::strides); }
   TensorView packed(DType type, const Shape& shape) { return make(type, shape, Freedom::rows); }
 
+  TensorView in_order(DType type, const Shape& shape) { return make(type, shape, Freedom::none); }  // in C order
+
   // One to write to, of exactly that shape, whose bytes are all `filler`.
   TensorView result(DType type, const Shape& shape, uint8_t filler);
 
@@ -43,6 +45,7 @@ class Tensors {
 
   // Of all memory but that of one tensor: what a call must leave as it is.
   uint64_t checksum(const TensorView& except) const;
+  void forget(const TensorView& x);  // from then on no longer part of it
 
  private:
   struct Block {
@@ -51,9 +54,9 @@ class Tensors {
     ~Block() { std::free(begin); }
   };
 
-  enum class Freedom { any, strides, rows };  // what may be other than in a new array
+  enum class Freedom { any, strides, rows, none };  // what may be other than in a new array
   TensorView make(DType type, const Shape& shape, Freedom freedom);
-  void allocate(TensorView& x);
+  void allocate(TensorView& x, bool anywhere);
   void fill_with_numbers(const TensorView& x, size_t size, char* begin);
   const Block& block_of(const TensorView& x) const;
 

@@ -123,3 +123,10 @@ def test_refused(change, error, message):
     out, lse = gqa.attention(**arguments, return_lse=True)
     with pytest.raises(error, match=message):
         gqa.attention_vjp(**{"dout": dout, "out": out, "lse": lse} | arguments | change)
+
+
+def test_heads_without_keys_are_not_counted():
+    k = np.empty((1, 2**40, 0, 4), np.float32)
+    q = np.empty((1, 0, 3, 4), np.float32)
+    gradients = gqa.attention_vjp(q, q, k, k, q, np.empty((1, 0, 3), np.float32))
+    assert [x.shape for x in gradients[:3]] == [q.shape, k.shape, k.shape]

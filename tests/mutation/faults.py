@@ -23,7 +23,7 @@ FAULTS = [
     ("kernels/score_block.h", "sum[v] = load(l + v * w) * alpha[v]", "sum[v] = load(l + v * w)"),
     (
         "kernels/score_block.h",
-        "tanh<T>(load(x + v * w) / cap) * (cap * log2e<T>)",
+        "tanh<T>(load(x + v * w) / cap) * (cap * unit)",
         "tanh<T>(load(x + v * w) / cap) * cap",
     ),
     # -- states and their merging
@@ -38,22 +38,40 @@ FAULTS = [
     ("kernels/merge_tree.h", "< (numbers_[count_ - 1] ^ number)) join()", "<= (numbers_[count_ - 1] ^ number)) join()"),
     # -- few rows
     ("kernels/channels.h", "sum += buffers_.lane_sums[first * w + lane]", "sum = buffers_.lane_sums[first * w + lane]"),
-    ("kernels/channels.h", "bool select = (edges || masked) &&", "bool select = masked &&"),
+    ("kernels/channels.h", "(edges || masked || hidden) &&", "(masked || hidden) &&"),
     ("kernels/channels.h", "edges || n % streams<T, R> != 0", "edges"),
     # -- many rows
     ("kernels/rows.h", "int(min(lanes, task_.row_end - first))", "lanes"),
     ("kernels/row_tile.h", "any && c + i < v_head_dim_ ?", "c + i < v_head_dim_ ?"),
-    ("kernels/row_tile.h", "if (!range.whole() && !all_finite(block))", "if (false)"),
+    ("kernels/row_tile.h", "if (hidden && !all_finite(block))", "if (false)"),
     ("kernels/row_tile.h", "tile.started = true;", ""),
     # -- int8
     ("kernels/products/integers.h", "unit * scale[0] * k <= logit_error", "true"),
     ("kernels/products/integers.h", "rows.unit[first + l % R]", "rows.unit[first]"),
     # -- the driver
-    ("attention.cpp", "+ 1 < cut.parts) return;", "+ 1 <= cut.parts) return;"),
+    ("attention.cpp", "+ 1 < cut.parts || interrupted()", "+ 1 <= cut.parts || interrupted()"),
     ("attention.cpp", "s.offset + query - a.left", "s.offset - a.left"),
     (
         "schedule.cpp",
         "place.row_begin = block * cut.rows_per_unit",
         "place.row_begin = block * (cut.rows_per_unit - 1)",
     ),
+    # -- score programs
+    ("covers.cpp", "(one_query ? first_row % group : 0)", "first_row % group"),
+    ("covers.cpp", "std::min(sequence.keys, sequence.offset + last_query + a_.right + 1)", "sequence.keys - 1"),
+    # -- gradients
+    ("kernels/gradient_tile.h", "if (masked) p = score == -infinity<T> ? Vec<T>{} : p;", ""),
+    ("kernels/score_block.h", "T(1) - y * y", "T(1) - y"),
+    ("kernels/gradient_totals.h", "if (!turn.first) sum +=", "sum +="),
+    ("kernels/gradient_rows.h", "return delta - dlse;", "return delta;"),
+    ("kernels/gradient_loop.h", "return max(first_block, (end - 1) / gradient_block);", "return first_block;"),
+    (
+        "kernels/gradient_mask.h",
+        "for (int l = 0; l < n - j; l++)",
+        "for (int l = 1; l < n - j; l++)",
+    ),
+    # -- caches
+    ("slots.cpp", "std::max(before, end - capacity_)", "before"),
+    ("slots.cpp", "position - left, 0)", "position - left + 1, 0)"),
+    ("pages.cpp", "p.length + p.count, page_size", "p.length + p.count, page_size - 1"),
 ]
