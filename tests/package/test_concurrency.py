@@ -1,5 +1,6 @@
 """Calls from several Python threads at once, and in processes that fork, get the results that each gets alone."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -183,5 +184,24 @@ expected = call()
 with multiprocessing.get_context("fork").Pool(2) as pool:
     print(all(result == expected for result in pool.map(call, [1, 2, 4, 2])))
 """,
+    )
+    assert done == "True"
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_pool_of_new_processes(method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    done = output_of(
+        f"""
+import multiprocessing
+import numpy as np
+import gqa
+arrays = [np.random.default_rng(0).standard_normal((2, 4, 300, 32)).astype(np.float32)] * 3
+expected = gqa.attention(*arrays)
+with multiprocessing.get_context("{method}").Pool(2) as pool:
+    results = pool.starmap(gqa.attention, [arrays] * 4)
+print(all(np.array_equal(result, expected) for result in results))
+"""
     )
     assert done == "True"
