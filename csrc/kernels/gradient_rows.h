@@ -121,6 +121,7 @@ template <class T> class GradientRows {
   void end_unstarted(int64_t t) const {
     buffers_.tiles[t] = place(t);
     end(t);
+    if (task_.dsinks && g_.dlse.data) add_to_lone_sinks(buffers_.tiles[t]);
   }
 
  private:
@@ -164,12 +165,14 @@ template <class T> class GradientRows {
                     reinterpret_cast<const decltype(y)*>(head_.at(g_.out.data, g_.out.strides, row)));
       });
     });
-    if (!g_.dlse.data) return delta;
+    return g_.dlse.data ? delta - dlse_of(row) : delta;
+  }
+  T dlse_of(int64_t row) const {
     T dlse = 0;
     with_float_type(g_.dlse.type, [&](auto s) {
       dlse = convert<T>(read<decltype(s)>(head_.at(g_.dlse.data, g_.dlse.strides, row)));
     });
-    return delta - dlse;
+    return dlse;
   }
   template <class X, class Y> T dot(const X* x, const Y* y) const {
     Vec<T> sum{};
@@ -236,6 +239,14 @@ template <class T> class GradientRows {
       const int64_t row = tile.rows.row(r), head = head_.head(row);
       const T weight = exp2_of((to_base2<T>(a_.sinks[head]) - tile.shift[r]) - tile.rest[r]);
       if (weight != 0) task_.dsinks[row % head_.group] -= double(weight) * double(tile.delta[r]);
+    }
+  }
+
+  // A sink that is all of a row's lse has weight 1, and the output has no part in its gradient.
+  void add_to_lone_sinks(const GradientTile<T>& tile) const {
+    for (int r = 0; r < tile.rows.count; r++) {
+      const int64_t row = tile.rows.row(r);
+      if (a_.sinks[head_.head(row)] != -infinity<double>) task_.dsinks[row % head_.group] += double(dlse_of(row));
     }
   }
 

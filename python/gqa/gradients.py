@@ -60,7 +60,8 @@ def attention_vjp(
     q, k, v : ndarray, shape (B, Hq, S, D), (B, Hkv, T, D) and (B, Hkv, T, Dv)
         As the forward call had them; a past is joined to k and v first. Quantised keys have no gradient.
     out : ndarray, shape (B, Hq, S, Dv)
-        What the forward call returned, also as float32 (``out_dtype``).
+        What the forward call returned. Of half precision, its float32 result (``out_dtype="float32"``) makes dq and dk
+        as exact as dv: a rounded out is off by as much in sum(dout * out), which is part of them.
     lse : ndarray, shape (B, Hq, S)
         What it returned with ``return_lse=True``.
     dlse : ndarray, shape (B, Hq, S), optional

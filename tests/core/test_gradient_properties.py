@@ -1,12 +1,14 @@
 """What gradients satisfy whatever the data: properties, over sizes and options that hypothesis draws."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gqa
+import gradient_oracle
 from compare import assert_same_bits
 from drawn import calls, few, options
+from gradient_cases import assert_gradients_close
 
 float_calls = calls(dtype=st.sampled_from([np.float32, np.float64]))
 
@@ -34,6 +36,20 @@ def magnitudes(dout, q, k, v, scale=None, **arguments):
     by_score = 2 * np.abs(dout).max(initial=0) * np.abs(v).max(initial=0) * v.shape[3] * scale
     rows = q.shape[2] * group
     return by_score * np.abs(k).max(), by_score * np.abs(q).max() * rows**0.5, np.abs(dout).max(initial=0) * rows**0.5
+
+
+@settings(few, max_examples=150)
+@given(st.data())
+def test_the_definition(isa, data):
+    q, k, v = data.draw(calls())
+    arguments = data.draw(options(q, k))
+    dout = output_gradient(q, v)
+    dlse = np.random.default_rng(1).standard_normal(q.shape[:3]) if data.draw(st.booleans()) else None
+    floats = "mask" in arguments and arguments["mask"].dtype != bool
+    out, lse = gqa.attention(q, k, v, return_lse=True, **arguments)
+    actual = gqa.attention_vjp(dout, q, k, v, out, lse, dlse=dlse, mask_grad=floats, **arguments)
+    truth = gradient_oracle.attention_vjp(dout, q, k, v, dlse=dlse, **arguments)
+    assert_gradients_close(actual, *truth, out_dtype=q.dtype)
 
 
 @few

@@ -130,3 +130,15 @@ def test_heads_without_keys_are_not_counted():
     q = np.empty((1, 0, 3, 4), np.float32)
     gradients = gqa.attention_vjp(q, q, k, k, q, np.empty((1, 0, 3), np.float32))
     assert [x.shape for x in gradients[:3]] == [q.shape, k.shape, k.shape]
+
+
+@pytest.mark.parametrize("options", [{"kv_lengths": [0, 0]}, {"causal": True, "query_offset": -9}, {"mask": "none"}])
+def test_sinks_of_rows_without_keys(isa, rng, options):
+    """The sink is all of the lse, and takes its gradient, whether or not the row has a block of keys to read."""
+    arguments, dout = problem(cases.Case(heads=(4, 2), queries=9, keys=14, options=("sinks",)), np.float64)
+    arguments |= {"mask": np.zeros((9, 14), bool)} if "mask" in options else options
+    dlse = rng.standard_normal(dout.shape[:-1])
+    actual = gradients(arguments, dout, dlse)
+    np.testing.assert_allclose(actual.dsinks, dlse.sum((0, 2)), rtol=1e-13)
+    for x in actual[:3]:
+        assert not x.any()
