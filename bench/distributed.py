@@ -44,26 +44,48 @@ def wait_asleep() -> None:
         time.sleep(1e-3)
 
 
+SWEPT = np.ones(1 << 24, np.float32)  # more than the caches that belong to one processor
+
+
+def cold() -> None:
+    """Let the processor's caches hold something else, as the rest of a model's layer does."""
+    SWEPT.sum()
+
+
 def alone(work: Callable[[], Any]) -> float:
     """The time of work on rank 0 while the others sleep."""
-    took = seconds(work) if COMM.rank == 0 else 0.0
+    took = 0.0
+    if COMM.rank == 0:
+        cold()
+        took = seconds(work)
     wait_asleep()
     return took
 
 
 def together(work: Callable[[], Any]) -> float:
     """The time of work on all ranks."""
+    cold()
     COMM.Barrier()
     return seconds(work)
 
 
 def turns(rounds: int, **works: tuple[Callable[..., float], Callable[[], Any]]) -> dict[str, float]:
-    """The median time of each, in turns."""
+    """The median time of each, in turns; and of those with all ranks how many times as fast they are as others, the
+    median of what the rounds say, whatever becomes of the machine's speed meanwhile.
+    """
     taken: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds):
-        for name, (how, work) in works.items():
+    names = list(works)
+    for i in range(rounds):
+        for j in range(len(names)):
+            name = names[(i + j) % len(names)]  # none is always behind the same other
+            how, work = works[name]
+            wait_asleep()
             taken[name].append(how(work))
-    return {name: statistics.median(times) for name, times in taken.items()}
+    medians = {name: statistics.median(times) for name, times in taken.items()}
+    if COMM.rank == 0 and len(taken) > 1:
+        for name in names:
+            medians[f"{name} : all"] = statistics.median(x / y for x, y in zip(taken[name], taken["all"]))
+    return medians
 
 
 def filled(cache: Any, keys: int) -> Any:
@@ -79,9 +101,10 @@ def decode(keys: int, rounds: int, dtype: str) -> dict[str, float]:
     sizes = (1, KV_HEADS, keys, HEAD_DIM)
     q = np.random.default_rng(0).standard_normal((1, Q_HEADS, 1, HEAD_DIM), np.float32)
     shared = filled(gqa.distributed.ShardedKVCache(COMM, *sizes, dtype=dtype), keys)
-    local = filled(gqa.KVCache(*sizes, dtype=dtype), keys)
-    single = shared
+    whole = filled(gqa.KVCache(*sizes, dtype=dtype), keys)
+    local = single = shared
     if COMM.rank == 0:
+        local = filled(gqa.KVCache(*sizes, dtype=dtype), keys)
         single = filled(gqa.distributed.ShardedKVCache(MPI.COMM_SELF, *sizes, dtype=dtype), keys)
         assert (local.attend(q) == single.attend(q)).all()
     wait_asleep()
@@ -89,7 +112,7 @@ def decode(keys: int, rounds: int, dtype: str) -> dict[str, float]:
     assert COMM.rank or (out == local.attend(q)).all()
     return turns(
         rounds, local=(alone, lambda: local.attend(q)), one=(alone, lambda: single.attend(q)),
-        all=(together, lambda: shared.attend(q)), busy=(together, lambda: local.attend(q)),
+        all=(together, lambda: shared.attend(q)), busy=(together, lambda: whole.attend(q)),
     )  # fmt: skip
 
 
@@ -110,13 +133,21 @@ def prompt(tokens: int, rounds: int) -> dict[str, float]:
     )  # fmt: skip
 
 
+def again(rounds: int, work: Callable[[], Any]) -> float:
+    """The median time of work that is repeated, on all ranks."""
+    times = []
+    for _ in range(rounds):
+        COMM.Barrier()
+        times.append(seconds(work))
+    return statistics.median(times)
+
+
 def messages(rounds: int) -> dict[str, float]:
-    """Allgatherv of so many bytes from each rank."""
+    """Allgather of so many bytes from each rank."""
     times = {}
     for size in (16, 1 << 14, 1 << 17, 1 << 20):
         sent, received = np.zeros(size, np.uint8), np.zeros(size * COMM.size, np.uint8)
-        work = lambda sent=sent, received=received, n=size: COMM.Allgatherv(sent, [received, [n] * COMM.size])  # noqa: E731
-        times[str(size)] = turns(rounds, all=(together, work))["all"]
+        times[str(size)] = again(rounds, partial(COMM.Allgather, sent, received))
     return times
 
 
@@ -128,7 +159,7 @@ def merging(rounds: int) -> float:
     merges = table([(0, 0, 1, 0, 0, blocks)], MERGE_COLUMNS)
     numbers = table([(i, i) for i in range(blocks)], SUBTREE_COLUMNS)
     work = partial(merge_subtrees, q, KV_HEADS, states, merges, numbers, Options())
-    return states.nbytes / turns(rounds, all=(together, work))["all"]
+    return states.nbytes / again(rounds, work)
 
 
 def main() -> None:

@@ -107,6 +107,21 @@ def test_rings(ranks, window, capacity, dtype):
     on_ranks(ranks, work)
 
 
+@pytest.mark.parametrize("most", [0, 3000])
+def test_states_that_do_not_travel_with_the_header(monkeypatch, most):
+    """All of them, and those of many queries."""
+    monkeypatch.setattr("gqa.distributed.sharded_cache.MOST_BYTES", most)
+
+    def work(comm):
+        rng = np.random.default_rng(4)
+        local, sharded = both(comm, 2, 1, 3 * PIECE, 8)
+        for new in (PIECE + 5, 1, 1, 60, 1, PIECE, 1, 1):
+            k, v = tokens(rng, 2, 1, new, 8)
+            check(local, sharded, rng.standard_normal((2, 4, min(new, 60), 8), np.float32), k, v)
+
+    on_ranks(3, work)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_each_rank_stores_its_share(ranks):
     def work(comm):

@@ -19,7 +19,7 @@ from gqa.signatures import AnyTensor, Flag, Real, ScoredOptions, Whole, Window
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-MOST_ROOM = 1 << 16  # bytes of states that travel with the header: beyond that a message of its own is nothing
+MOST_BYTES = 1 << 22  # of all ranks' messages: larger states travel by themselves, and nothing is kept for them
 
 
 class ShardedKVCache(SlotCache):
@@ -175,7 +175,7 @@ class ShardedKVCache(SlotCache):
             gathered = np.empty(sum(sizes), np.uint8)
             exchange.comm.Allgatherv(states, [gathered, sizes])
         result: Array | tuple[Array, Array] = _core.end_attend(step, gathered, states is None)
-        if exchange.room != (room := most if most <= MOST_ROOM else 0):
+        if exchange.room != (room := most if most * exchange.ranks <= MOST_BYTES else 0):
             exchange.make_room(room)  # what the next step is likely to need
         return result
 
