@@ -70,8 +70,8 @@ def together(work: Callable[[], Any]) -> float:
 
 
 def turns(rounds: int, **works: tuple[Callable[..., float], Callable[[], Any]]) -> dict[str, float]:
-    """The median time of each, in turns; and of those with all ranks how many times as fast they are as others, the
-    median of what the rounds say, whatever becomes of the machine's speed meanwhile.
+    """The median time of each, in turns, and the best; and how many times as fast as the others all ranks together are,
+    the median of what the rounds say, whatever becomes of the machine's speed meanwhile.
     """
     taken: dict[str, list[float]] = {name: [] for name in works}
     names = list(works)
@@ -82,7 +82,8 @@ def turns(rounds: int, **works: tuple[Callable[..., float], Callable[[], Any]]) 
             wait_asleep()
             taken[name].append(how(work))
     medians = {name: statistics.median(times) for name, times in taken.items()}
-    if COMM.rank == 0 and len(taken) > 1:
+    if COMM.rank == 0:
+        medians |= {f"best {name}": min(times) for name, times in taken.items()}
         for name in names:
             medians[f"{name} : all"] = statistics.median(x / y for x, y in zip(taken[name], taken["all"]))
     return medians

@@ -96,7 +96,7 @@ def prompt(machine: Machine, ranks: int, tokens: int, element_bytes: int = 4) ->
 
 
 def measured(results: dict[str, Any]) -> Machine:
-    """The constants of the machine that bench/distributed.py ran on, from its longest step, its prompt and the rest."""
+    """The constants of the machine that bench/distributed.py ran on, from the best of its longest steps and prompts."""
     element_bytes = ELEMENT_BYTES[results["dtype"]]
     steps = sorted(int(name.split()[1]) for name in results if name.startswith("decode"))
     prompts = sorted(int(name.split()[1]) for name in results if name.startswith("prompt"))
@@ -105,9 +105,9 @@ def measured(results: dict[str, Any]) -> Machine:
     bandwidth = large * (results["ranks"] - 1) / (messages[large] - messages[small])
     shortest = results[f"decode {steps[0]}"]
     return Machine(
-        fixed=max(shortest["all"] - shortest["busy"], 0.0),
-        reading=steps[-1] * token_bytes(element_bytes) / results[f"decode {steps[-1]}"]["busy"],
-        computing=operations(prompts[-1]) / results[f"prompt {prompts[-1]}"]["busy"],
+        fixed=max(shortest["best all"] - shortest["best busy"], 0.0),
+        reading=steps[-1] * token_bytes(element_bytes) / results[f"decode {steps[-1]}"]["best busy"],
+        computing=operations(prompts[-1]) / results[f"prompt {prompts[-1]}"]["best busy"],
         latency=messages[small],
         bandwidth=bandwidth,
         merging=results["merging"],
@@ -121,7 +121,8 @@ def print_predictions(machine: Machine, results: dict[str, Any]) -> None:
         if kind in ("decode", "prompt"):
             element_bytes = ELEMENT_BYTES[results["dtype"]] if kind == "decode" else 4
             parts = (step if kind == "decode" else prompt)(machine, results["ranks"], int(size), element_bytes)
-            print(f"{name}: {times['all'] * 1e3:.3f} ms, predicted {sum(parts.values()) * 1e3:.3f} ms")
+            took = f"{times['best all'] * 1e3:.3f} ms at best, {times['all'] * 1e3:.3f} in the middle"
+            print(f"{name}: {took}, predicted {sum(parts.values()) * 1e3:.3f} ms")
 
 
 def plot(machine: Machine, what: Callable[[Machine, int, int], Parts], title: str, path: Path) -> None:
