@@ -12,7 +12,7 @@ Planned::Planned(const ScoreProgram& program, bool one_head) : program_(program)
 
   int all = 0;
   for (int o = 0; o < outputs; o++) {
-    plan_.has[o] = program.result(Output(o)) >= 0;
+    plan_.has[o] = program.result(Output(o)) >= 0 && !(o == output_slope && is_one(program.result(output_slope)));
     all |= plan_.has[o] << o;
   }
   // A value stays where another list, or whoever runs the program, reads it.
@@ -48,6 +48,11 @@ Planned::Planned(const ScoreProgram& program, bool one_head) : program_(program)
       if (goal >> o & 1) full.results[o] = at_[size_t(program.result(Output(o)))];
     plan_.registers = std::max(plan_.registers, registers - 1);
   }
+}
+
+bool Planned::is_one(int32_t value) const {
+  const Instruction& instruction = program_.instructions()[size_t(value)];
+  return instruction.operation == Operation::constant_real && instruction.real == 1;
 }
 
 Rate Planned::rate_of(const Instruction& instruction, bool one_head) const {

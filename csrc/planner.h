@@ -17,6 +17,7 @@ class Planned {
  private:
   using Values = std::vector<int32_t>;
 
+  bool is_one(int32_t value) const;
   Rate rate_of(const Instruction& instruction, bool one_head) const;
   std::vector<bool> needed_for(int goal, bool full_only) const;
   StepList list(const Values& order, Rate rate, const std::vector<bool>& stays, bool scores_may_go, int32_t& slots);

@@ -54,7 +54,7 @@ struct ProgramPlan {
   StepList full[1 << outputs];        // by goal; meaningful where the program has all of it
   int32_t call_slots, row_slots, key_slots;
   int32_t registers;  // of full rate, beside the scores
-  bool has[outputs];
+  bool has[outputs];  // slope: false also where it is 1 for all scores, as of a program that only adds to them
 };
 
 // An array that a program takes elements of, as it is at a call: every axis has elements.

@@ -35,6 +35,9 @@ template <class T> class GradientProgram {
     runner_.load_keys(coordinates, begin, count, memory_.keys_of(keys));
   }
 
+  // Whether the derivative of what it gives by the score that it takes is other than 1.
+  bool has_slopes() const { return a_.program && a_.program->plan->has[output_slope]; }
+
   // What its mask leaves to a tile of the block that begins with key `begin`.
   KeyCover cover(const LaneRows& rows, int64_t begin) const {
     if (!a_.program) return all_visible;
@@ -52,7 +55,8 @@ template <class T> class GradientProgram {
             range.from,
             changes_scores(a_.program),
             range.hides(),
-            {range.shown_from - range.from, range.shown_to - range.from}};
+            {range.shown_from - range.from, range.shown_to - range.from},
+            has_slopes()};
   }
 
  private:

@@ -79,12 +79,13 @@ template <class T> class GradientTileLoop {
                                        program_.cover(tile.rows, block.begin));
     if (range.skip()) return range;
     const int n = range.keys();
+    const bool slopes = a_.softcap > 0 || program_.has_slopes();
     T *const s = buffers_.p[g], *const ds = buffers_.ds[g];
     multiply_key_panels<N>(block.k, tile.q, head_dim_, range.from, range.to,
                            [=](int k, int v, Vec<T> sums) { store(s + k * lanes + v * w, sums); });
     if (!range.whole() || in_natural_units(a_)) {
       ScoreBlock<T, N, TileCoordinates> scores = score_block<N>(tile.rows, range, block.begin, s, buffers_.bias);
-      scores.slope = buffers_.slope;
+      if (slopes) scores.slope = buffers_.slope;
       const BlockProgram<T> program = program_.of(tile.rows, GradientProgram<T>::taken, range);
       if (program.scores || program.hides) scores.program = &program;
       Vec<T> top[N];
@@ -96,7 +97,7 @@ template <class T> class GradientTileLoop {
     else if (range.whole()) to_gradients<N, false, false>(tile, s, ds, n);
     else to_gradients<N, false, true>(tile, s, ds, n);
     if (g_.dmask) add_mask_gradient(g_, head_, tile.rows, block.begin + range.from, n, ds, row_sums);
-    if (in_natural_units(a_)) multiply_slopes<N>(ds, n);
+    if (slopes) multiply_slopes<N>(ds, n);
     const int whole = (n + tile_height - 1) / tile_height * tile_height;
     for (int i = n * lanes; i < whole * lanes; i += w) store(s + i, Vec<T>{}), store(ds + i, Vec<T>{});
 

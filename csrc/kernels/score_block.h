@@ -31,6 +31,7 @@ template <class T> struct BlockProgram {
   int first_key;         // the step of `keys` that is step 0 of the scores
   bool scores, hides;    // changes scores; hides some
   int whole[2];          // hides: nothing in the steps [0] to [1]
+  bool slopes = false;   // scores: their slopes are wanted, where the block has room for them
 };
 
 // N vectors of lanes, `stride` elements from one step to the next. Coordinates have
@@ -124,7 +125,7 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
   // The program's scores, the bias, and the program's mask, in this order; `top` is the maximum of each lane then.
   // Returns whether some score is -infinity. capped: a soft cap came before, and left its slope.
   bool run_program(Vec<T> (&top)[N], bool capped) const {
-    const int score = program->scores ? goal_score | (slope ? goal_slope : 0) : 0;
+    const int score = program->scores ? goal_score | (slope && program->slopes ? goal_slope : 0) : 0;
     const int mask = program->hides ? goal_mask : 0;
     const int whole_from = mask ? int(min(max(0, program->whole[0]), steps)) : 0;
     const int whole_to = mask ? int(max(whole_from, min(program->whole[1], steps))) : steps;
