@@ -51,19 +51,20 @@ template <class T> class GradientLoop {
     const int64_t count = rows_.count();
     const Interval keys{attended(a_, head_.sequence, head_.query(task_.row_begin)).begin,
                         attended(a_, head_.sequence, head_.query(task_.row_end - 1)).end};
-    int64_t first = 0, last = 0;  // blocks
-    if (keys.begin < keys.end) first = keys.begin / gradient_block, last = ceil_div(keys.end, gradient_block);
+    Interval blocks{0, 0};
+    if (keys.begin < keys.end) blocks = {keys.begin / gradient_block, ceil_div(keys.end, gradient_block)};
     if (g_.dmask) clear(buffers_.row_sums, count * lanes);
-    pass_mask(0, first);
+    pass_mask(0, blocks.begin);
     KeyWalk walk(a_, head_.sequence, task_.kv_head);
-    for (int64_t block = first; block < last; block++) {
+    GradientAhead ahead(g_, task_);
+    for (int64_t block = blocks.begin; block < blocks.end; block++) {
       if (task_.await_mask) task_.await_mask(task_.turns, block);
-      run_block(walk, block, first, count);
+      run_block(walk, block, blocks, ahead);
       if (task_.pass_mask) task_.pass_mask(task_.turns, block);
     }
-    if (first == last)
+    if (blocks.begin == blocks.end)
       for (int64_t t = 0; t < count; t++) rows_.end_unstarted(t);
-    pass_mask(last, task_.blocks);
+    pass_mask(blocks.end, task_.blocks);
     if (g_.dmask && g_.dmask_key_stride == 0) add_row_sums(count);
     else pass_mask(task_.blocks, task_.blocks + 1);
   }
@@ -71,16 +72,18 @@ template <class T> class GradientLoop {
  private:
   static void clear(T* p, int64_t n) { memset(p, 0, size_t(n) * sizeof(T)); }
 
-  void run_block(KeyWalk& walk, int64_t block, int64_t first_block, int64_t count) const {
+  void run_block(KeyWalk& walk, int64_t block, Interval blocks, GradientAhead& ahead) const {
+    const int64_t count = rows_.count();
     const bool hidden = program_.hides_from_all(block * gradient_block);
     const GradientBlock<T> keys = open(walk, block, !hidden);
     for (int64_t t = 0; t < count; t += tiles_at_once) {
       const int n = int(min(tiles_at_once, count - t));
-      if (block == first_block)
+      if (block == blocks.begin)
         for (int g = 0; g < n; g++) rows_.start(t + g);
-      if (!hidden) tiles_.add(&rows_.tile(t), n, keys, buffers_.row_sums + t * lanes);
+      look_ahead(ahead, block, blocks, t, n);
+      if (!hidden) tiles_.add(&rows_.tile(t), n, keys, buffers_.row_sums + t * lanes, ahead);
       for (int g = 0; g < n; g++)
-        if (block == last_block(t + g, first_block)) rows_.end(t + g);
+        if (block == last_block(t + g, blocks.begin)) rows_.end(t + g);
     }
     const Turn turn = task_.await_keys(task_.turns, block);
     add_to_totals(task_, task_.dk_sums, g_.dk, keys.begin, keys.keys->count, keys.dk, int(a_.head_dim), T(a_.scale),
@@ -95,7 +98,7 @@ template <class T> class GradientLoop {
     const int head_dim = int(a_.head_dim), v_head_dim = int(a_.v_head_dim);
     const Buffers& b = buffers_;
     GradientBlock<T> opened{b.keys, block * gradient_block, b.k, b.v, b.k_values, b.dk, b.dv, false};
-    walk.fill(*b.keys, opened.begin, min(head_.sequence.keys, opened.begin + gradient_block));
+    walk.fill(*b.keys, opened.begin, end_of(block));
     if (read) {
       pack_keys(b.keys->keys(), head_dim, b.k);
       pack_keys(b.keys->values(), v_head_dim, b.v);
@@ -106,6 +109,19 @@ template <class T> class GradientLoop {
     clear(b.dv, TileLoop::sums_size(v_head_dim));
     return opened;
   }
+
+  // Announces what comes after tiles [t, t + n) of a block: the next tiles' rows; dq, if the tiles end here; and, while
+  // the last tiles take the block, so that it does not leave L2 again, the next block and where the sums go.
+  void look_ahead(GradientAhead& ahead, int64_t block, Interval blocks, int64_t t, int64_t n) const {
+    const int64_t row = rows_.tile(t).rows.first, end = min(task_.row_end, row + n * lanes);
+    if (block == blocks.begin) ahead.announce_rows(end, min(task_.row_end, end + tiles_at_once * lanes));
+    if (block == last_block(t, blocks.begin)) ahead.announce_dq(row, end);
+    const int64_t left = rows_.count() - (t + n), next = block + 1;
+    if (next < blocks.end && left <= tiles_at_once && (left > 0 || t == 0))
+      ahead.announce_keys(next * gradient_block, end_of(next));
+    if (left == 0) ahead.announce_sums(block * gradient_block, end_of(block));
+  }
+  int64_t end_of(int64_t block) const { return min(head_.sequence.keys, (block + 1) * gradient_block); }
 
   // The block after which a tile can end: that of the last key that its rows attend.
   int64_t last_block(int64_t t, int64_t first_block) const {

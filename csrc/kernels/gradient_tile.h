@@ -7,6 +7,7 @@
 // products with channels in the lanes, whose scalars are read from P^T and dS^T where those lie.
 #pragma once
 
+#include "gradient_ahead.h"
 #include "gradient_mask.h"
 #include "gradient_rows.h"
 
@@ -56,33 +57,33 @@ template <class T> class GradientTileLoop {
         program_(program) {}
 
   // Adds a block and `count` tiles to each other. row_sums: [tile][lane], for masks.
-  void add(GradientTile<T>* tiles, int count, const GradientBlock<T>& block, T* row_sums) const {
+  void add(GradientTile<T>* tiles, int count, const GradientBlock<T>& block, T* row_sums, GradientAhead& ahead) const {
     TileRange ranges[tiles_at_once];
     int from = rows_block, to = 0;
     for (int g = 0; g < count; g++) {
       T* const sums = row_sums + g * lanes;
-      ranges[g] =
-          tiles[g].rows.count > w ? add_queries<2>(tiles[g], block, g, sums) : add_queries<1>(tiles[g], block, g, sums);
+      ranges[g] = tiles[g].rows.count > w ? add_queries<2>(tiles[g], block, g, sums, ahead)
+                                          : add_queries<1>(tiles[g], block, g, sums, ahead);
       if (ranges[g].skip()) continue;
       from = int(min(from, ranges[g].from)), to = int(max(to, ranges[g].to));
     }
     if (from >= to) return;
-    add_keys(tiles, count, ranges, from, to, buffers_.p, &GradientTile<T>::dout_rows, v_head_dim_, block.dv);
-    add_keys(tiles, count, ranges, from, to, buffers_.ds, &GradientTile<T>::q_rows, head_dim_, block.dk);
+    add_keys(tiles, count, ranges, from, to, buffers_.p, &GradientTile<T>::dout_rows, v_head_dim_, block.dv, ahead);
+    add_keys(tiles, count, ranges, from, to, buffers_.ds, &GradientTile<T>::q_rows, head_dim_, block.dk, ahead);
   }
 
  private:
   // P^T and dS^T of tile g, from the range's first key on and up to whole panels; adds to its dq.
   template <int N>
-  TileRange add_queries(GradientTile<T>& tile, const GradientBlock<T>& block, int g, T* row_sums) const {
+  TileRange add_queries(GradientTile<T>& tile, const GradientBlock<T>& block, int g, T* row_sums,
+                        GradientAhead& ahead) const {
     const TileRange range = tile_range(head_, tile.rows, block.begin, block.keys->count, buffers_.bias,
                                        program_.cover(tile.rows, block.begin));
     if (range.skip()) return range;
     const int n = range.keys();
     const bool slopes = a_.softcap > 0 || program_.has_slopes();
     T *const s = buffers_.p[g], *const ds = buffers_.ds[g];
-    multiply_key_panels<N>(block.k, tile.q, head_dim_, range.from, range.to,
-                           [=](int k, int v, Vec<T> sums) { store(s + k * lanes + v * w, sums); });
+    multiply_panels<N>(block.k, tile.q, head_dim_, range, s, ahead);
     if (!range.whole() || in_natural_units(a_)) {
       ScoreBlock<T, N, TileCoordinates> scores = score_block<N>(tile.rows, range, block.begin, s, buffers_.bias);
       if (slopes) scores.slope = buffers_.slope;
@@ -91,8 +92,7 @@ template <class T> class GradientTileLoop {
       Vec<T> top[N];
       scores.apply(a_, head_.sequence, head_.group, top);
     }
-    multiply_key_panels<N>(block.v, tile.dout, v_head_dim_, range.from, range.to,
-                           [=](int k, int v, Vec<T> sums) { store(ds + k * lanes + v * w, sums); });
+    multiply_panels<N>(block.v, tile.dout, v_head_dim_, range, ds, ahead);
     if (tile.has_rest) to_gradients<N, true, true>(tile, s, ds, n);
     else if (range.whole()) to_gradients<N, false, false>(tile, s, ds, n);
     else to_gradients<N, false, true>(tile, s, ds, n);
@@ -101,10 +101,21 @@ template <class T> class GradientTileLoop {
     const int whole = (n + tile_height - 1) / tile_height * tile_height;
     for (int i = n * lanes; i < whole * lanes; i += w) store(s + i, Vec<T>{}), store(ds + i, Vec<T>{});
 
-    if (!range.whole() && !block.k_finite) add_to_dq<N, true>(tile, block, range.from, n, ds);
-    else add_to_dq<N, false>(tile, block, range.from, n, ds);
+    if (!range.whole() && !block.k_finite) add_to_dq<N, true>(tile, block, range.from, n, ds, ahead);
+    else add_to_dq<N, false>(tile, block, range.from, n, ds, ahead);
     tile.started = true;
     return range;
+  }
+
+  // to[key][lane] = panels . rows, for the keys of the range and up to whole panels.
+  template <int N>
+  void multiply_panels(const T* panels, const T* rows, int depth, const TileRange& range, T* to,
+                       GradientAhead& ahead) const {
+    for (int key = range.from; key < range.to; key += tile_height, to += tile_height * lanes) {
+      ahead.fetch();
+      multiply_key_panels<N>(panels, rows, depth, key, key + 1,
+                             [=](int k, int v, Vec<T> sums) { store(to + k * lanes + v * w, sums); });
+    }
   }
 
   // Scores to weights, and dP to dS. masked: a score of -infinity is of a key that is not attended: whatever the row,
@@ -140,11 +151,13 @@ template <class T> class GradientTileLoop {
 
   // dq^T += K^T . dS^T over the n keys at `from`.
   template <int N, bool select>
-  void add_to_dq(const GradientTile<T>& tile, const GradientBlock<T>& block, int from, int n, const T* ds) const {
+  void add_to_dq(const GradientTile<T>& tile, const GradientBlock<T>& block, int from, int n, const T* ds,
+                 GradientAhead& ahead) const {
     const T* panel = block.k_values + from * panel_width<T>;
     const auto unchanged = [](int, Vec<T> x) { return x; };
     cover(head_dim_, [&](auto height, int c) {
       constexpr int M = height.value;
+      ahead.fetch();
       values_tile<M, N, select>([=](int k, int i) { return panel[k * panel_width<T> + i]; }, ds, n, tile.dq + c * lanes,
                                 tile.started, unchanged);
       panel += rows_block * panel_width<T>;
@@ -154,9 +167,10 @@ template <class T> class GradientTileLoop {
   // sums[key][channel] += sum over the rows of all tiles of weights[key][row] * rows[row][channel], for keys [from, to)
   // of the block, up to whole tiles. A tile's weights begin with its range.
   void add_keys(const GradientTile<T>* tiles, int count, const TileRange* ranges, int from, int to, T* const* weights,
-                T* GradientTile<T>::*rows, int channels, T* sums) const {
+                T* GradientTile<T>::*rows, int channels, T* sums, GradientAhead& ahead) const {
     for (int c = 0; c < channels; c += lanes)
       for (int key = from; key < to; key += tile_height) {
+        ahead.fetch();
         T* const at = sums + (c / lanes * score_rows + key) * lanes;
         if (channels - c > w) add_keys_tile<2>(tiles, count, ranges, key, weights, rows, c, at);
         else add_keys_tile<1>(tiles, count, ranges, key, weights, rows, c, at);

@@ -78,6 +78,7 @@ template <class T> GQA_INLINE Vec<T> splat(T x) {
 }  // x + 0 would turn -0 into 0, so it costs an add
 
 GQA_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+GQA_INLINE void prefetch_to_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // ---- conversions of one element -------------------------------------------------------------------------------
 
