@@ -63,7 +63,7 @@ FAULTS = [
     ("kernels/gradient_tile.h", "if (masked) p = score == -infinity<T> ? Vec<T>{} : p;", ""),
     ("kernels/score_block.h", "T(1) - y * y", "T(1) - y"),
     ("kernels/gradient_totals.h", "if (!turn.first) sum +=", "sum +="),
-    ("kernels/gradient_rows.h", "return delta - dlse;", "return delta;"),
+    ("kernels/gradient_rows.h", "g_.dlse.data ? delta - dlse_of(row)", "false ? delta"),
     ("kernels/gradient_loop.h", "return max(first_block, (end - 1) / gradient_block);", "return first_block;"),
     (
         "kernels/gradient_mask.h",
