@@ -2,8 +2,8 @@
 
 python bench/models.py --dtype float32 --threads 1 [--prompt 2048] [--past 4096 16384] [--intermediate 8192]
 
-Times are medians of rounds in which the contestants take turns in one process; each but the first is also given as a
-multiple of the last's. Weights are random.
+Times are medians of rounds in which the contestants take turns in one process, also given as multiples of the last's.
+"no attention" does all but attention: what would be left if that took no time. Weights are random.
 """
 
 from __future__ import annotations
@@ -34,12 +34,23 @@ def ours(config: Any, tokens: int, dtype: str | None = None) -> Any:
     return gqa.transformers.KVCache(config, capacity=tokens, dtype=dtype)
 
 
-PROMPTS: list[Contestant] = [("sdpa", "sdpa", dynamic), ("gqa", "gqa", dynamic), ("gqa, KVCache", "gqa", ours)]
+def no_attention(module: Any, query: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+    """What a layer calls for its attention: its queries, (batch, tokens, heads, head_dim), as they are."""
+    return query.transpose(1, 2).contiguous(), None
+
+
+PROMPTS: list[Contestant] = [
+    ("sdpa", "sdpa", dynamic),
+    ("gqa", "gqa", dynamic),
+    ("no attention, KVCache", "none", ours),
+    ("gqa, KVCache", "gqa", ours),
+]
 STEPS: list[Contestant] = [
     ("sdpa, DynamicCache", "sdpa", dynamic),
     ("sdpa, StaticCache", "sdpa", static),
     ("gqa, DynamicCache", "gqa", dynamic),
     ("gqa, StaticCache", "gqa", static),
+    ("no attention, KVCache", "none", ours),
     ("gqa, KVCache int8", "gqa", lambda config, tokens: ours(config, tokens, "int8")),
     ("gqa, KVCache", "gqa", ours),
 ]
@@ -105,7 +116,7 @@ def report(title: str, times: dict[str, float]) -> None:
     last = list(times.values())[-1]
     print(title)
     for name, seconds in times.items():
-        print(f"  {name:20} {seconds * 1e3:9.2f} ms  {seconds / last:5.2f}x", flush=True)
+        print(f"  {name:21} {seconds * 1e3:9.2f} ms  {seconds / last:5.2f}x", flush=True)
 
 
 def main() -> None:
@@ -120,6 +131,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     gqa.transformers.register()
+    transformers.AttentionInterface.register("none", no_attention)
+    transformers.AttentionMaskInterface.register("none", lambda *_, **__: None)
     model = model_of(arguments)
     what = f"{arguments.layers} layers, {arguments.dtype}, {arguments.threads} threads"
     with torch.no_grad():
