@@ -39,6 +39,25 @@ def test_torch():
             gqa.attention(**{"q": q, "k": k, "v": v} | {name: wrong})
 
 
+def test_pytorchs_tensors_are_read_without_python(monkeypatch):
+    """By functions of C that their type has; no reference to their memory is lost."""
+    torch = pytest.importorskip("torch")
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        pytest.skip("this PyTorch has no such functions")
+    monkeypatch.setattr(torch.Tensor, "__dlpack__", None)
+    tensors = [torch.randn(1, heads, 9, 16).transpose(1, 2) for heads in (4, 2, 2)]
+    counts = [torch._C._storage_Use_Count(x.untyped_storage()._cdata) for x in tensors]
+    expected = gqa.attention(*(x.numpy() for x in tensors), layout="bshd")
+    for _ in range(5):
+        assert_same_bits(gqa.attention(*tensors, layout="bshd"), expected)
+    assert [torch._C._storage_Use_Count(x.untyped_storage()._cdata) for x in tensors] == counts
+    array = _core.as_array("x", tensors[0])
+    expected = tensors.pop(0).numpy().copy()
+    assert_same_bits(array, expected)
+    with pytest.raises(ValueError, match=r"q, a Parameter, does not give its memory"):  # a subclass: asked in Python
+        gqa.attention(torch.nn.Parameter(tensors[0], requires_grad=False), *tensors)
+
+
 def test_a_tensor_without_memory():
     torch = pytest.importorskip("torch")
     with torch._subclasses.FakeTensorMode():

@@ -16,6 +16,7 @@ FLOAT_DTYPES = {name: getattr(torch, name) for name in FLOATS}
 _SHARED = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}) | {
     dtype for name, dtype in FLOAT_DTYPES.items() if name != "bfloat16"
 }
+_FLOATS = frozenset(FLOAT_DTYPES.values())
 
 
 @functools.cache
@@ -41,6 +42,15 @@ def as_viewed(x: Any) -> Any:
     if x.dtype is torch.bfloat16 and x.layout is torch.strided and _numpy_bfloat16() is not None:
         return x.view(torch.int16).numpy().view(_numpy_bfloat16())
     return x
+
+
+def as_read(x: Any) -> Any:
+    """What the core is given of x: a tensor of floats itself, which it reads by DLPack's functions of C."""
+    if type(x) not in PLAIN:
+        return x
+    if x.dtype not in _FLOATS:
+        return as_viewed(x)
+    return x if type(x) is torch.Tensor and not x.requires_grad else x.detach()
 
 
 def as_tensor(x: Array) -> torch.Tensor:

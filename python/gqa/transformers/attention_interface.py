@@ -9,7 +9,7 @@ import torch
 from gqa.torch.calls import attend_tokens_first
 from gqa.torch.modes import runs_now
 from gqa.torch.scaled_dot_product import attention
-from gqa.torch.tensors import as_viewed
+from gqa.torch.tensors import as_read
 from gqa.transformers.cache_layers import StoredTokens
 from gqa.transformers.deferred import Deferred
 from gqa.transformers.masks import DescribedMask
@@ -90,8 +90,8 @@ def _attended_in_cache(query: Any, key: StoredTokens, mask: Any, options: dict[s
         return None
     batch, heads, tokens, _ = query.shape
     out = torch.empty((batch, tokens, heads, layer.cache.values.shape[-1]), dtype=query.dtype)
-    arguments = {name: as_viewed(x) for name, x in {**options, **visible, "out": out.transpose(1, 2)}.items()}
-    layer.cache.attend(as_viewed(query), **arguments, num_threads=torch.get_num_threads())
+    arguments = {name: as_read(x) for name, x in {**options, **visible, "out": out.transpose(1, 2)}.items()}
+    layer.cache.attend(as_read(query), **arguments, num_threads=torch.get_num_threads())
     return out
 
 
