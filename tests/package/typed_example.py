@@ -129,6 +129,21 @@ def layer(x: Array) -> None:
     assert_type(attention(x, is_causal=True), Array)
 
 
+def gradients(dout: Array, q: Array, k: Array, x: Tensor) -> None:
+    out, lse = gqa.attention(q, k, k, causal=True, return_lse=True)
+    found = gqa.attention_vjp(dout, q, k, k, out, lse, causal=True, mask_grad=False, num_threads=2)
+    assert_type(found, gqa.AttentionGradients)
+    assert_type(found.dq, Array)
+    assert_type(found.dsinks, Array | None)
+    assert_type(gqa.varlen_attention_vjp(x, x, x, x, [0, 3], [0, 3], x, x, dlse=x), gqa.AttentionGradients)
+    y, pullback = gqa.nn.MultiHeadAttention(8, 256).vjp(q, is_causal=True)
+    assert_type(y, Array)
+    by_layer = pullback(x)
+    assert_type(by_layer, gqa.nn.MultiHeadAttentionGradients)
+    assert_type(by_layer.inputs_k, Array | None)
+    assert_type(by_layer.parameters, dict[str, dict[str, Array]])
+
+
 def operators(x: Array, path: str) -> None:
     outputs = gqa.onnx.attention(x, x, x, past_key=x, past_value=x, is_causal=1)
     assert_type(outputs, gqa.onnx.AttentionOutputs)
