@@ -134,6 +134,25 @@ def prompt(tokens: int, rounds: int) -> dict[str, float]:
     )  # fmt: skip
 
 
+def gradients(tokens: int, rounds: int) -> dict[str, float]:
+    """Those of a causal prompt: one machine's on rank 0, and all ranks."""
+    rng = np.random.default_rng(0)
+    dout, q = rng.standard_normal((2, 1, Q_HEADS, tokens, HEAD_DIM), np.float32)
+    k, v = rng.standard_normal((2, 1, KV_HEADS, tokens, HEAD_DIM), np.float32)
+    out, lse = gqa.attention(q, k, v, causal=True, return_lse=True)
+    own = gqa.distributed.zigzag(tokens, COMM)
+    some = (np.ascontiguousarray(x[:, :, own]) for x in (dout, q, k, v, out, lse))
+    own_dout, own_q, own_k, own_v, own_out, own_lse = some
+    vjp = partial(gqa.attention_vjp, dout, q, k, v, out, lse, causal=True)
+    shared = partial(
+        gqa.distributed.attention_vjp, own_dout, own_q, own_k, own_v, own_out, own_lse, COMM, positions=own, causal=True
+    )
+    return turns(
+        rounds, local=(alone, vjp), threads=(alone, partial(vjp, num_threads=COMM.size)), all=(together, shared),
+        busy=(together, vjp),
+    )  # fmt: skip
+
+
 def again(rounds: int, work: Callable[[], Any]) -> float:
     """The median time of work that is repeated, on all ranks."""
     times = []
@@ -167,6 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keys", type=int, nargs="*", default=[4096, 32768, 262144], help="of decode steps")
     parser.add_argument("--tokens", type=int, nargs="*", default=[8192], help="of prompts")
+    parser.add_argument("--gradients", type=int, nargs="*", default=[4096], help="of prompts of so many tokens")
     parser.add_argument("--dtype", default="float16", help="of the caches")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, help="where to write the numbers, as JSON")
@@ -179,6 +199,8 @@ def main() -> None:
         results[f"decode {keys}"] = decode(keys, rounds, args.dtype)
     for tokens in args.tokens:
         results[f"prompt {tokens}"] = prompt(tokens, max(3, args.rounds // 3))
+    for tokens in args.gradients:
+        results[f"gradients {tokens}"] = gradients(tokens, max(3, args.rounds // 3))
     if COMM.rank == 0:
         for name, times in results.items():
             print(name, times)

@@ -62,7 +62,7 @@ def check(ranks, tensors, *, dlse=None, mask=None, deal=None, **options):
 
 
 @pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize("length", [1, 30, 500])
+@pytest.mark.parametrize("length", [0, 1, 30, 500])
 @pytest.mark.parametrize("kv_heads", [1, 3])
 def test_options(ranks, length, kv_heads):
     """Fewer KV heads than ranks as well, and as many as do not divide."""

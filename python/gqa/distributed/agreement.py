@@ -114,7 +114,10 @@ class Exchange:
     def write_digest(self, function: str, arguments: dict[str, Any]) -> None:
         """Make the header that of a call of `function`."""
         text = repr((function, arguments))
-        self._header[1] = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+        self._header[:] = (
+            0,
+            int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True),
+        )
 
 
 def agreed(exchange: Exchange, function: str, arguments: dict[str, Any], work: Callable[[], Result]) -> Result:

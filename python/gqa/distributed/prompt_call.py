@@ -143,7 +143,7 @@ class PromptCall:
             stores += self._pieces.stores(piece)
         origin, end = first * PIECE, min(last * PIECE, self._pieces.tokens)
         sequences, all_runs = [], []
-        for start, count in _stretches(self._own[block]):
+        for start, count in stretches(self._own[block]):
             row = block.start + start
             for b in range(self._batch):
                 place = (b, start, count, 0, origin, int(self._own[row]) - origin, end - origin, b, origin, len(runs))
@@ -196,7 +196,7 @@ def _caught(work: Any, *arguments: Any) -> Exception | None:
     return None
 
 
-def _stretches(positions: Table) -> list[tuple[int, int]]:
+def stretches(positions: Table) -> list[tuple[int, int]]:
     """(start, count) of consecutive positions."""
     starts = np.flatnonzero(np.diff(positions, prepend=positions[:1] - 2) != 1)
     ends = np.append(starts[1:], len(positions))
