@@ -149,6 +149,16 @@ def test_bits_do_not_depend_on_threads_or_batch(isa, mask, threads, rng):
     np.testing.assert_array_equal(together[[0, 2]], np.concatenate([alone, alone]))
 
 
+@pytest.mark.parametrize("head", range(3))
+def test_one_head_of_a_group_that_tiles_of_rows_cut(isa, head, rng):
+    q, k, v = tensors(rng, 6, 2, 70)
+    build = Builder()
+    h = build("mod", "whole", build.input("h"), build.constant(3))
+    value = build("eq", "bool", h, build.constant(head))
+    out = attend(q, k, v, build.bind(mask=value))
+    np.testing.assert_allclose(out, expected(q, k, v, build, mask=value)[0], atol=2e-6)
+
+
 @pytest.mark.parametrize("queries", [2, 64])
 def test_causal_windows_and_lengths_join_a_mask(isa, queries, rng):
     q, k, v = tensors(rng, 4, 2, queries)
