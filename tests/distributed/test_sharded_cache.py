@@ -212,6 +212,20 @@ def test_what_is_past_the_lengths_may_differ():
     on_ranks(3, work)
 
 
+def test_the_order_in_memory_may_differ():
+    """And the order of numbers may not."""
+    rng = np.random.default_rng(0)
+    q, mask = rng.standard_normal((1, 4, 3, 8), np.float32), rng.random((3, 3)) < 0.5
+
+    def work(comm, q, mask):
+        order = "F" if comm.Get_rank() else "C"
+        cache_on(comm).attend(q.copy(order), GOOD["k"].copy(order), GOOD["v"], mask=mask.copy(order))
+
+    on_ranks(3, lambda comm: work(comm, q, mask))
+    error = messages(run_on_ranks(3, lambda comm: work(comm, q[..., :: -1 if comm.Get_rank() else 1], mask)))
+    assert str(error).startswith("q differs between ranks")
+
+
 def test_other_calls():
     def change(comm, bad):
         cache = cache_on(comm).append(GOOD["k"], GOOD["v"])
