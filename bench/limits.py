@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 SOURCE = Path(__file__).with_name("limits.cpp")
-FLAGS = {"avx512": ["-mavx512f", "-mfma"], "avx2": ["-mavx2", "-mfma"], "baseline": []}
+AVX512 = ["-mavx512f", "-mfma"]
+FLAGS = {"avx512vnni": AVX512, "avx512": AVX512, "avx2": ["-mavx2", "-mfma"], "baseline": []}
 STREAMS = (1, 2, 4, 8)
 
 

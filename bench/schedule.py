@@ -30,7 +30,7 @@ from limits import compiler
 from workloads import LLAMA, WORKLOADS, Workload
 
 CSRC = Path(__file__).parent.parent / "csrc"
-TILE_ROWS = {"avx512": 32, "avx2": 16, "baseline": 8}
+TILE_ROWS = {"avx512vnni": 32, "avx512": 32, "avx2": 16, "baseline": 8}
 
 
 class TaskCost(ctypes.Structure):

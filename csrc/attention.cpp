@@ -52,10 +52,11 @@ Span span_of(const Sequence& s) {
 class Driver {
  public:
   // merging: tasks merge subtrees rather than attend keys.
-  Driver(const Attention& a, bool merging)
+  Driver(const Attention& a, const Kernels& active, bool merging)
       : a_(a),
         merging_(merging),
-        kernels_(active_kernels()[a.arithmetic]),
+        integers_(active.integers),
+        kernels_(active[a.arithmetic]),
         covers_(cover_finder()),
         schedule_(
             a.sequence_count,
@@ -89,7 +90,7 @@ class Driver {
     int64_t splits = std::min(cut.splits_per_part, cut.work.last_split() - cut.work.first_split());
     if (merging_) splits = span_of(a_.sequences[cut.sequence]).count();
     return {std::min(cut.rows_per_unit, cut.work.rows), a_.head_dim, a_.v_head_dim, splits, cut.work.in_lanes(),
-            a_.program ? a_.program->plan : nullptr};
+            a_.program ? a_.program->plan : nullptr,    integers_};
   }
 
   // Of a program that hides keys; null: none does.
@@ -120,6 +121,7 @@ class Driver {
     task.sequence = a_.sequences + cut.sequence;
     task.split_keys = cut.work.split_keys();
     task.rows_in_lanes = cut.work.in_lanes();
+    task.integers = integers_;
     task.given_up = interrupted;
     return task;
   }
@@ -179,6 +181,7 @@ class Driver {
 
   const Attention& a_;
   const bool merging_;
+  const IntegerProducts* const integers_;
   const KernelsOf& kernels_;
   const std::unique_ptr<CoverFinder> covers_;
   const Schedule schedule_;
@@ -190,7 +193,7 @@ class Driver {
 
 }  // namespace
 
-void attend(const Attention& attention) { Driver(attention, false).run(); }
-void merge(const Attention& attention) { Driver(attention, true).run(); }
+void attend(const Attention& attention) { Driver(attention, active_kernels(), false).run(); }
+void merge(const Attention& attention) { Driver(attention, active_kernels(), true).run(); }
 
 }  // namespace gqa

@@ -9,7 +9,7 @@ namespace gqa {
 
 // What CPUID and XGETBV say; all 0 on other processors than x86.
 struct CpuReport {
-  uint32_t leaf1_ecx, leaf7_ebx, extended1_ecx;
+  uint32_t leaf1_ecx, leaf7_ebx, leaf7_ecx, extended1_ecx;
   uint64_t saved_registers;  // XCR0: what the operating system saves when it switches between threads
 };
 

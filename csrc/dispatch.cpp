@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <stdexcept>
+#include <vector>
 
 #include "cpu.h"
 
@@ -18,14 +19,27 @@ GQA_ISAS
 namespace {
 
 struct Isa {
-  const Kernels* kernels;
+  Kernels kernels;
   const char* features;
 };
-const Isa built[] = {
-#define X(isa, features) {&isa::kernels, features},
-    GQA_ISAS
+
+// What an instruction set has of its own, and of the one that it adds to.
+Kernels complete(const Kernels& own) {
+  if (!own.base) return own;
+  Kernels kernels = *own.base;
+  kernels.name = own.name;
+  kernels.integers = own.integers;
+  return kernels;
+}
+
+const std::vector<Isa>& built() {
+  static const std::vector<Isa> all = {
+#define X(isa, features) {complete(isa::kernels), features},
+      GQA_ISAS
 #undef X
-};
+  };
+  return all;
+}
 
 bool supported(const Isa& isa) {
   static const CpuReport cpu = report_of_this_cpu();
@@ -39,8 +53,8 @@ std::string joined(const std::vector<std::string>& names) {
 }
 
 const Kernels* best() {
-  for (const Isa& isa : built)
-    if (supported(isa)) return isa.kernels;
+  for (const Isa& isa : built())
+    if (supported(isa)) return &isa.kernels;
   throw std::invalid_argument("this CPU supports none of the instruction sets that gqa was built for");
 }
 
@@ -50,8 +64,8 @@ std::atomic<const Kernels*> active{nullptr};
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (const Isa& isa : built)
-    if (supported(isa)) names.push_back(isa.kernels->name);
+  for (const Isa& isa : built())
+    if (supported(isa)) names.push_back(isa.kernels.name);
   return names;
 }
 
@@ -62,8 +76,8 @@ const Kernels& active_kernels() {
 }
 
 void use_isa(const std::string& name) {
-  for (const Isa& isa : built)
-    if (name == isa.kernels->name && supported(isa)) return active.store(isa.kernels, std::memory_order_release);
+  for (const Isa& isa : built())
+    if (name == isa.kernels.name && supported(isa)) return active.store(&isa.kernels, std::memory_order_release);
   throw std::invalid_argument("GQA_ISA is '" + name + "'; available on this machine: " + joined(available_isas()));
 }
 

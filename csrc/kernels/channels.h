@@ -61,7 +61,7 @@ template <class T> class ChannelsInLanes {
         rows_(int(task.row_end - task.row_begin)),
         buffers_(buffers),
         block_(*buffers.block),
-        products_(a, buffers.products),
+        products_(a, task, buffers.products),
         program_(a, *task.sequence, task.kv_head, buffers.program) {}
 
   void load_queries() {

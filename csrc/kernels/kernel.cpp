@@ -16,8 +16,13 @@ namespace GQA_ISA {
 namespace {
 
 TaskShape shape_of(const Attention& a, const Task& task) {
-  return {task.row_end - task.row_begin,     a.head_dim,         a.v_head_dim,
-          task.split_end - task.split_begin, task.rows_in_lanes, a.program ? a.program->plan : nullptr};
+  return {task.row_end - task.row_begin,
+          a.head_dim,
+          a.v_head_dim,
+          task.split_end - task.split_begin,
+          task.rows_in_lanes,
+          a.program ? a.program->plan : nullptr,
+          task.integers};
 }
 
 // The keys that some row of a task attends.

@@ -9,6 +9,7 @@
 #include "../quantization.h"
 #include "../rotary.h"
 #include "../states.h"
+#include "products/integer_products.h"
 
 namespace gqa {
 
@@ -41,8 +42,9 @@ struct Task {
   int64_t split_begin, split_end, split_keys;
   bool rows_in_lanes;
   Covers covers;
-  bool (*given_up)();  // asked before each split: the task's result will not be read
-  void* partial;       // where the states of its splits go, merged; null: the task ends its rows in the output
+  const IntegerProducts* integers;  // null: none of the processor's own
+  bool (*given_up)();               // asked before each split: the task's result will not be read
+  void* partial;  // where the states of its splits go, merged; null: the task ends its rows in the output
 };
 
 // What the sizes of a task's memory follow from.
@@ -51,6 +53,7 @@ struct TaskShape {
   int64_t splits;
   bool rows_in_lanes;
   const ProgramPlan* program;
+  const IntegerProducts* integers = nullptr;
 };
 
 // Keys of a block of the backward pass, which begin at their multiples.
@@ -106,6 +109,10 @@ struct Kernels {
   KernelsOf of[arithmetics];
   void (*add_weighted)(const WeightedSum&);
   bool (*quantize)(const RowQuantization&);  // false: the row holds NaN, infinity or values too large for a scale
+
+  // Of an instruction set that adds instructions to another one: its products, and whose everything else is.
+  const IntegerProducts* integers = nullptr;
+  const Kernels* base = nullptr;
 
   const KernelsOf& operator[](Arithmetic arithmetic) const { return of[int(arithmetic)]; }
 };

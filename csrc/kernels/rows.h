@@ -32,7 +32,7 @@ template <class T> class RowsInLanes {
           k(scratch.take<T>(resident_blocks * key_panels_size<T>(shape.head_dim))),
           v(scratch.take<T>(resident_blocks * value_panels_size<T>(shape.v_head_dim))),
           program(shape.program, LaneStates<T>::tiles_of(shape), tile_vectors, resident_blocks, rows_block, scratch) {
-      const TaskShape tile{lanes, shape.head_dim, shape.v_head_dim, 1, true, nullptr};
+      const TaskShape tile{lanes, shape.head_dim, shape.v_head_dim, 1, true, nullptr, nullptr};
       one_tile = LaneStates<T>::at(scratch.take<char>(int64_t(LaneStates<T>::bytes(tile))), tile);
       rows = RowStates<T>::at(scratch.take<char>(int64_t(RowStates<T>::bytes(tile))), tile);
     }

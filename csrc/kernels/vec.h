@@ -305,6 +305,14 @@ GQA_INLINE Vec<int32_t> multiply_pairs(Vec<int32_t> a, Vec<int32_t> b) {
   return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
 #endif
 }
+// sum + a.low * b.low + a.high * b.high.
+GQA_INLINE Vec<int32_t> add_pairs(Vec<int32_t> sum, Vec<int32_t> a, Vec<int32_t> b) {
+#if defined(__AVX512VNNI__)
+  return bits<Vec<int32_t>>(_mm512_dpwssd_epi32(bits<__m512i>(sum), bits<__m512i>(a), bits<__m512i>(b)));
+#else
+  return sum + multiply_pairs(a, b);
+#endif
+}
 // 2 * width<float> elements, those side by side as a pair.
 GQA_INLINE Vec<int32_t> load_pairs(const int8_t* p) {
 #if defined(__AVX512F__)

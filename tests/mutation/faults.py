@@ -47,7 +47,11 @@ FAULTS = [
     ("kernels/row_tile.h", "tile.started = true;", ""),
     # -- int8
     ("kernels/products/integers.h", "unit * scale[0] * k <= logit_error", "true"),
-    ("kernels/products/integers.h", "rows.unit[first + l % R]", "rows.unit[first]"),
+    ("kernels/products/integers.h", "units[l % R]", "units[0]"),
+    # -- products of integers, on processors that have instructions for them
+    ("kernels/products/vnni.cpp", "first_part + v", "v"),
+    ("kernels/products/vnni.cpp", "good != 0xffff", "false"),
+    ("kernels/products/vnni.cpp", "x * 256.0f", "x * 255.0f"),
     # -- the driver
     ("attention.cpp", "+ 1 < cut.parts || interrupted()", "+ 1 <= cut.parts || interrupted()"),
     ("attention.cpp", "s.offset + query - a.left", "s.offset - a.left"),

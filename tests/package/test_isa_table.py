@@ -11,7 +11,7 @@ from program import output_of_program
 FEATURES = {
     "sse3": "pni", "ssse3": "ssse3", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "popcnt": "popcnt", "cx16": "cx16",
     "sahf": "lahf_lm", "fma": "fma", "f16c": "f16c", "avx2": "avx2", "avx512f": "avx512f", "avx512bw": "avx512bw",
-    "avx512dq": "avx512dq", "avx512vl": "avx512vl",
+    "avx512dq": "avx512dq", "avx512vl": "avx512vl", "avx512vbmi": "avx512vbmi", "avx512vnni": "avx512_vnni",
 }  # fmt: skip
 
 
@@ -91,9 +91,9 @@ def test_every_feature_is_required_and_so_is_what_saves_its_registers(tmp_path):
 using gqa::has_features;
 int main() {
   const uint64_t sse = 0x3, avx = 0x7, avx512 = 0xe7;
-  const gqa::CpuReport all = {~0u, ~0u, ~0u, avx512}, none = {};
+  const gqa::CpuReport all = {~0u, ~0u, ~0u, ~0u, avx512}, none = {};
   auto with = [](uint32_t leaf1, uint32_t leaf7, uint64_t saved) {
-    return gqa::CpuReport{leaf1, leaf7, 0, saved};
+    return gqa::CpuReport{leaf1, leaf7, 0, 0, saved};
   };
   const uint32_t fma = 1u << 12, f16c = 1u << 29, avx2 = 1u << 5, foundation = 1u << 16;
   return !(has_features(all, "avx512f avx512bw avx512dq avx512vl avx2 fma f16c") && has_features(all, " avx2  fma ") &&

@@ -29,7 +29,7 @@ def test_the_forced_instruction_set_runs():
     assert isas[-1] == "baseline"
     results = {isa: bits_with(isa) for isa in isas}
     assert [name for name, _, _ in results.values()] == isas
-    assert len({few for _, few, _ in results.values()}) == len(isas)
+    assert len({few for _, few, _ in results.values()}) == len(set(isas) - {"avx512vnni"})  # which adds integers
     assert bits_with("") == results[isas[0]]
     if "avx2" in isas:
         assert results["avx2"][2] != results["baseline"][2]  # fused products, and separate ones
@@ -41,7 +41,7 @@ def test_the_instruction_set_can_be_changed(isa):
     assert isa in gqa.info()["isas"]
 
 
-@pytest.mark.parametrize("name", ["sse9", "AVX2", "native", "avx2,baseline", "avx512", "avx2"])
+@pytest.mark.parametrize("name", ["sse9", "AVX2", "native", "avx2,baseline", "avx512vnni", "avx512", "avx2"])
 def test_an_unknown_or_unsupported_instruction_set_is_an_error(name):
     if name in _core.available_isas():
         pytest.skip("this machine has it")

@@ -1,13 +1,15 @@
-// products/integers.h: the product Q.K for keys of int8, as a product of integers.
+// products/integers.h: products for keys and values of int8, as products of integers.
 //
-// q is rounded to 16 bits; products and their sums are exact. That takes a half to three quarters of the time of
-// widening keys to float. (For P.V it would save nothing: the weights have to be rounded and two keys interleaved.)
+// Q.K: q is rounded to 16 bits; products and their sums are exact. That takes a half to three quarters of the time of
+// widening keys to float. P.V: only by instructions for it (vnni.cpp); by others it would save nothing, since the
+// weights have to be rounded and keys interleaved.
 // The error of a logit is a sum of rounding errors of q, each up to half a unit, times the channels of the key: about
 // unit * |k| / sqrt(12). Where logits are small it averages out over many keys; where they are large, a few keys have
 // all the weight and it does not. So integers serve for no fewer than `keys_for_integers` keys, and for a block only if
 // the error of its logits is expected to be no more than `logit_error`; the others are widened.
 #pragma once
 
+#include "integer_products.h"
 #include "queries.h"
 #include "streams.h"
 
@@ -18,6 +20,7 @@ namespace {
 constexpr int64_t keys_for_integers = 512, max_channels_for_integers = 512;  // so that sums fit into 32 bits
 constexpr float logit_error = 8e-5f;                                         // in base 2
 constexpr float max_int16 = 32767;
+constexpr int values_for_integers = 64;  // fewer are not worth the sums' beginning and end
 
 // The whole number nearest to each x, |x| <= 2^22.
 GQA_INLINE Vec<int32_t> rounded(Vec<float> x) {
@@ -59,37 +62,43 @@ struct RoundedRows {
   }
 };
 
-// s[step][stream][row] = k . q for the rows from `first` on.
+// s[step][stream][row] = unit[row] * (k . q), with q[row][channel], rows `stride` apart.
 template <int R>
-void multiply_keys(const RoundedRows& rows, int first, int head_dim, const Streams<streams<float, R>>& keys,
-                   const StreamRows<streams<float, R>>& k, float* s) {
-  const int16_t* q = rows.q + first * rows.stride;
-  Vec<float> unit;
-  for (int l = 0; l < width<float>; l++) unit[l] = rows.unit[first + l % R];
+void multiply_keys(const int16_t* q, int64_t stride, const float* units, int head_dim, const char* const* rows,
+                   int steps, float* s) {
   constexpr int w = width<float>, count = streams<float, R>;
-  for (int t = 0; t < keys.steps; t++, s += w) {
-    const int8_t* row[count];
-    k.at(t, row);
+  const Ahead ahead = rows_ahead<int8_t, R>(head_dim, steps * count);
+  Vec<float> unit;
+  for (int l = 0; l < w; l++) unit[l] = units[l % R];
+  for (int t = 0; t < steps; t++, s += w, rows += count) {
     Vec<int32_t> sum[w] = {};
     auto add = [&](int d, const Vec<int32_t>(&x)[count]) __attribute__((always_inline)) {
 #pragma GCC unroll 4
       for (int r = 0; r < R; r++) {
-        const Vec<int32_t> y = in_register(read<Vec<int32_t>>(q + r * rows.stride + d));
+        const Vec<int32_t> y = in_register(read<Vec<int32_t>>(q + r * stride + d));
 #pragma GCC unroll 16
-        for (int i = 0; i < count; i++) sum[i * R + r] += multiply_pairs(x[i], y);
+        for (int i = 0; i < count; i++) sum[i * R + r] = add_pairs(sum[i * R + r], x[i], y);
       }
     };
     Vec<int32_t> x[count];
     int d = 0;
     for (; d + 2 * w <= head_dim; d += 2 * w) {
+      if (d % cache_line == 0) {
 #pragma GCC unroll 16
-      for (int i = 0; i < count; i++) x[i] = load_pairs(row[i] + d);
+        for (int i = 0; i < count; i++) prefetch(rows[i + ahead.l1] + d);
+        if (far<int8_t, R>(ahead)) {
+#pragma GCC unroll 16
+          for (int i = 0; i < count; i++) prefetch_to_l2(rows[i + ahead.l2] + d);
+        }
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < count; i++) x[i] = load_pairs(reinterpret_cast<const int8_t*>(rows[i]) + d);
       add(d, x);
     }
     if (d < head_dim) {
       for (int i = 0; i < count; i++) {
         int8_t tail[2 * w] = {};
-        memcpy(tail, row[i] + d, size_t(head_dim - d));
+        memcpy(tail, rows[i] + d, size_t(head_dim - d));
         x[i] = load_pairs(tail);
       }
       add(d, x);
@@ -100,10 +109,26 @@ void multiply_keys(const RoundedRows& rows, int first, int head_dim, const Strea
 
 class Integers {
  public:
-  using Buffers = RoundedRows;
+  struct Buffers {
+    Buffers(int64_t rows, const TaskShape& shape, Scratch& scratch)
+        : q(rows, shape.head_dim, scratch), products(scratch.take<char>(products_bytes(shape))) {}
 
-  Integers(const Attention& a, const QueryRows<float>& q, const Buffers& rounded)
-      : q_(q), head_dim_(int(a.head_dim)), rounded_(rounded) {}
+    const RoundedRows q;
+    char* const products;  // what the products of the processor's own need
+
+   private:
+    static int64_t products_bytes(const TaskShape& shape) {
+      return shape.integers ? shape.integers->scratch_bytes(shape.v_head_dim, channels_block) : 0;
+    }
+  };
+
+  Integers(const Attention& a, const IntegerProducts* products, const QueryRows<float>& q, const Buffers& buffers)
+      : q_(q),
+        head_dim_(int(a.head_dim)),
+        v_head_dim_(int(a.v_head_dim)),
+        products_(products),
+        rounded_(buffers.q),
+        scratch_(buffers.products) {}
 
   // Whether keys of int8 may be multiplied as integers by rows that attend so many of them.
   bool worth_it(int64_t keys) const { return keys >= keys_for_integers && head_dim_ <= max_channels_for_integers; }
@@ -130,14 +155,27 @@ class Integers {
   template <int R>
   void scores(int r, const KeyBlock& block, int from, const Streams<streams<float, R>>& keys,
               const StreamRows<streams<float, R>>& rows, float* s) const {
-    multiply_keys<R>(rounded_, r, head_dim_, keys, rows, s);
+    const auto multiply = products_ ? products_->scores[table_entry(R)] : multiply_keys<R>;
+    multiply(rounded_.q + r * rounded_.stride, rounded_.stride, rounded_.unit + r, head_dim_, rows.rows(), keys.steps,
+             s);
     multiply_scales<float, R, false>(block.k_scale + from, keys, s);
+  }
+
+  // o += p . v, p with the scales in it. Returns false, and has done nothing, where that is not to be had.
+  template <int R>
+  bool accumulate(const Streams<streams<float, R>>& keys, const StreamRows<streams<float, R>>& rows, const float* p,
+                  float* o, int64_t stride) const {
+    return products_ && keys.total() >= values_for_integers &&
+           products_->accumulate[table_entry(R)](rows.rows(), keys.steps * streams<float, R>, v_head_dim_, p, o, stride,
+                                                 scratch_);
   }
 
  private:
   const QueryRows<float>& q_;
-  const int head_dim_;
+  const int head_dim_, v_head_dim_;
+  const IntegerProducts* const products_;
   const RoundedRows& rounded_;
+  char* const scratch_;
   bool prepared_ = false;
 };
 

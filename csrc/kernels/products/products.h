@@ -3,7 +3,8 @@
 // A product policy is one way to compute them. It has Buffers, its scratch memory, and
 //   prepare_block(block): what is done once with a block, whatever rows come
 //   scores<R>(r, block, from, keys, rows, s): s[step][stream][row] = k . q for R rows from r on, scales included
-//   accumulate<R>(block, from, keys, rows, select, p, o, stride): o += p . v; `select`: leave out weights of 0
+//   accumulate<R>(block, from, keys, rows, select, p, o, stride): o += p . v; `select`: leave out weights of 0; p may
+//     be changed
 // or only one of the products, and tells for which keys it serves. `keys` are dealt to streams (streams.h), `rows` are
 // the rows of K or V in their order, `from` is the number of the first one in the block. A new arithmetic is one more
 // file and one more line here.
@@ -29,35 +30,37 @@ template <class T> class Products {
     const typename Widening<T>::Buffers widening;
   };
 
-  Products(const Attention& a, const Buffers& buffers) : widening_(a, buffers.q, buffers.widening) {}
+  Products(const Attention& a, const Task&, const Buffers& buffers) : widening_(a, buffers.q, buffers.widening) {}
 
   void prepare_block(KeyBlock& block, Interval) { widening_.prepare_block(block); }
 
   template <int R, class... Arguments> void scores(const Arguments&... arguments) const {
     widening_.template scores<R>(arguments...);
   }
-  template <int R, class... Arguments> void accumulate(const Arguments&... arguments) const {
-    widening_.template accumulate<R>(arguments...);
+  template <int R, class... Arguments>
+  void accumulate(const KeyBlock& block, int, const Arguments&... arguments) const {
+    widening_.template accumulate<R>(block, arguments...);
   }
 
  private:
   const Widening<T> widening_;
 };
 
-// In float keys of int8 are multiplied as integers where there are many and it is precise enough.
+// In float keys of int8 are multiplied as integers where there are many and it is precise enough, values where the
+// processor has instructions for it.
 template <> class Products<float> {
  public:
   struct Buffers {
     Buffers(const TaskShape& shape, Scratch& scratch)
-        : q(shape, scratch), widening(shape, channels_block, scratch), integers(q.rows, shape.head_dim, scratch) {}
+        : q(shape, scratch), widening(shape, channels_block, scratch), integers(q.rows, shape, scratch) {}
 
     const QueryRows<float> q;
     const Widening<float>::Buffers widening;
     const Integers::Buffers integers;
   };
 
-  Products(const Attention& a, const Buffers& buffers)
-      : widening_(a, buffers.q, buffers.widening), integers_(a, buffers.q, buffers.integers) {}
+  Products(const Attention& a, const Task& task, const Buffers& buffers)
+      : widening_(a, buffers.q, buffers.widening), integers_(a, task.integers, buffers.q, buffers.integers) {}
 
   // attended: by the rows of the task.
   void prepare_block(KeyBlock& block, Interval attended) {
@@ -75,7 +78,11 @@ template <> class Products<float> {
   template <int R>
   void accumulate(const KeyBlock& block, int from, const Streams<streams<float, R>>& keys,
                   const StreamRows<streams<float, R>>& rows, bool select, float* p, float* o, int64_t stride) const {
-    widening_.accumulate<R>(block, from, keys, rows, select, p, o, stride);
+    if (block.v_type == DType::i8) {
+      multiply_scales<float, R, true>(block.v_scale + from, keys, p);
+      if (!select && integers_.accumulate<R>(keys, rows, p, o, stride)) return;
+    }
+    widening_.accumulate<R>(block, keys, rows, select, p, o, stride);
   }
 
  private:

@@ -6,6 +6,7 @@
 
 #include "../keys.h"
 #include "../shuffle.h"
+#include "../tuning.h"
 
 namespace gqa {
 namespace GQA_ISA {
@@ -53,9 +54,21 @@ template <int count> struct Streams {
 
 template <class T, int R> constexpr int streams = width<T> / R;  // so that a step's sums fill one vector
 constexpr int cache_line = 64;
-constexpr int bytes_ahead = 512, max_rows_ahead = 8;  // what is prefetched; more of it makes decoding slower
-template <class S> GQA_INLINE int rows_ahead(int channels) {
-  return int(max(1, min(max_rows_ahead, bytes_ahead / max(1, channels * int(sizeof(S))))));
+
+// How many rows ahead of those of a step are prefetched, in the order of the streams.
+constexpr int max_rows_ahead = 128;
+struct Ahead {
+  int l1, l2;  // l2: 0 for none
+};
+template <class S, int R> GQA_INLINE Ahead rows_ahead(int channels, int keys) {
+  using Prefetch = PrefetchOf<sizeof(S), R>;
+  const int row = int(max(1, channels * int(sizeof(S))));
+  return {int(max(1, min(8, Prefetch::l1_bytes / row))),
+          keys >= keys_worth_l2_prefetch ? int(min(max_rows_ahead, Prefetch::l2_bytes / row)) : 0};
+}
+// Whether that is anything: where it never is, nothing of it is compiled.
+template <class S, int R> GQA_INLINE bool far(Ahead ahead) {
+  return PrefetchOf<sizeof(S), R>::l2_bytes > 0 && ahead.l2 > 0;
 }
 
 // The rows of K or V in the order in which the streams come to them; `zeros` for a stream that has ended.
@@ -68,6 +81,7 @@ template <int count> class StreamRows {
     }
     for (int i = 0; i < max_rows_ahead; i++) rows_[keys.steps * count + i] = zeros;
   }
+  const char* const* rows() const { return rows_; }
   // Those of step t, or as many from `ahead` rows further on.
   template <class S> GQA_INLINE void at(int t, const S* (&row)[count], int ahead = 0) const {
 #pragma GCC unroll 16
