@@ -35,7 +35,6 @@ FAULTS = [
     ("kernels/states.h", "l[r] = l[r] * mine + later.l[r] * theirs", "l[r] = l[r] * mine + later.l[r]"),
     ("kernels/states.h", "x * mine[v] + y * theirs[v]", "x * mine[v] + y"),
     ("kernels/states.h", "mine[v] = exp2<T>(m0 - shift), theirs", "mine[v] = exp2<T>(m1 - shift), theirs"),
-    ("kernels/merge_tree.h", "< (numbers_[count_ - 1] ^ number)) join()", "<= (numbers_[count_ - 1] ^ number)) join()"),
     # -- few rows
     ("kernels/channels.h", "sum += buffers_.lane_sums[first * w + lane]", "sum = buffers_.lane_sums[first * w + lane]"),
     ("kernels/channels.h", "(edges || masked || hidden) &&", "(masked || hidden) &&"),
@@ -75,7 +74,6 @@ FAULTS = [
         "for (int l = 1; l < n - j; l++)",
     ),
     # -- caches
-    ("slots.cpp", "std::max(before, end - capacity_)", "before"),
     ("slots.cpp", "position - left, 0)", "position - left + 1, 0)"),
     ("pages.cpp", "p.length + p.count, page_size", "p.length + p.count, page_size - 1"),
 ]

@@ -23,8 +23,15 @@ TESTS = [
     "caches/test_cache.py", "caches/test_cache_ring.py", "caches/test_paged.py", "core/test_gradients.py",
     "core/test_score_skipping.py", "scores/test_core_programs.py",
 ]  # fmt: skip
-FIRST = {"gradient": "core/test_gradients.py", "covers": "core/test_score_skipping.py", "slots": "caches/test_cache.py",
-         "pages": "caches/test_paged.py", "integers": "core/test_quantize.py"}  # fmt: skip
+FIRST = {
+    "gradient": "core/test_gradients.py",
+    "covers": "core/test_score_skipping.py",
+    "slots": "caches/test_cache_ring.py",
+    "pages": "caches/test_paged.py",
+    "integers": "core/test_quantize.py",
+    "states": "core/test_long_sequences.py",
+    "mask.h": "core/test_masking.py",
+}
 PATIENCE = 1800  # seconds; tests that take longer wait for what never comes
 
 
