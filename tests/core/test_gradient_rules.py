@@ -142,3 +142,14 @@ def test_sinks_of_rows_without_keys(isa, rng, options):
     np.testing.assert_allclose(actual.dsinks, dlse.sum((0, 2)), rtol=1e-13)
     for x in actual[:3]:
         assert not x.any()
+
+
+def test_a_row_of_nan_reaches_only_the_keys_that_it_attends(isa, rng):
+    q, k, v, dout = rng.standard_normal((4, 1, 1, 40, 16)).astype(np.float32)
+    q[:, :, 5] = np.nan
+    out, lse = gqa.attention(q, k, v, causal=True, return_lse=True)
+    dq, dk, dv = gqa.attention_vjp(dout, q, k, v, out, lse, causal=True)[:3]
+    for gradient in (dk, dv):
+        assert np.isnan(gradient[:, :, :6]).all()
+        assert np.isfinite(gradient[:, :, 6:]).all()
+    assert np.isfinite(np.delete(dq, 5, axis=2)).all()
