@@ -86,6 +86,7 @@ class Call {
                    const char* channels_of);
   bool set_mask(const MaskShape* given);
   bool set_program();
+  void plan_program();
   bool set_captured(size_t index, const TensorView& view);
   bool set_sinks();
   bool check_output();

@@ -122,6 +122,7 @@ void Call::use_inputs() {
   const std::vector<Sequence>& sequences = sequences_.finish();
   a_.sequences = sequences.data();
   a_.sequence_count = int64_t(sequences.size());
+  plan_program();
 }
 
 // The memory of a tensor with contiguous channels: its own, or that of a copy.

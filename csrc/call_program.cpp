@@ -3,6 +3,7 @@
 
 #include "call.h"
 #include "elements.h"
+#include "rewrites.h"
 
 namespace gqa {
 namespace {
@@ -57,9 +58,22 @@ bool Call::set_program() {
   captured_.reserve(options_.captured.size());
   for (size_t i = 0; i < options_.captured.size(); i++)
     if (!set_captured(i, options_.captured[i])) return false;
-  program_ = {program, &program->plan(a_.query_heads == a_.kv_heads), captured_.data()};
+  program_ = {program, nullptr, captured_.data()};
   a_.program = &program_;
   return true;
+}
+
+// By the numbers that its inputs may be, which are known once the sequences are.
+void Call::plan_program() {
+  if (!a_.program) return;
+  const auto small = [](int64_t x) { return x < small_numbers && x > -small_numbers; };
+  bool all_small = small(a_.query_heads);
+  for (int64_t i = 0; i < a_.sequence_count; i++) {
+    const Sequence& s = a_.sequences[i];
+    all_small &= small(s.origin) && small(s.offset) && small(s.origin + s.keys) && small(s.mask_batch) &&
+                 small(s.origin + s.offset) && small(s.origin + s.offset + s.queries);
+  }
+  program_.plan = &options_.program->plan(a_.query_heads == a_.kv_heads, all_small);
 }
 
 bool Call::set_captured(size_t index, const TensorView& view) {

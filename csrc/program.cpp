@@ -50,12 +50,16 @@ ScoreProgram::ScoreProgram(const std::vector<Source>& sources, const int64_t (&r
     if (results_[o] >= 0 && signature_of(instructions_[size_t(results_[o])].operation).result != output_kinds[o])
       refuse(std::string("output ") + output_names[o], "is of another kind");
   }
-  for (int one_head = 0; one_head < 2; one_head++) plans_[one_head] = std::make_unique<Planned>(*this, one_head != 0);
+  for (const bool one_head : {false, true}) {
+    plans_[one_head][0] =
+        std::make_unique<Planned>(Listing{instructions_, {results_[0], results_[1], results_[2]}}, one_head);
+    plans_[one_head][1] = std::make_unique<Planned>(with_floats_early(*this, one_head), one_head);
+  }
 }
 
 ScoreProgram::~ScoreProgram() = default;
 
-const ProgramPlan& ScoreProgram::plan(bool one_head) const { return plans_[one_head]->plan(); }
+const ProgramPlan& ScoreProgram::plan(bool one_head, bool small) const { return plans_[one_head][small]->plan(); }
 
 Instruction ScoreProgram::checked(const Source& source, size_t index) const {
   const std::string what = "instruction " + std::to_string(index) + " (" + source.name + ")";

@@ -46,8 +46,8 @@ class ScoreProgram {
   ScoreProgram(const std::vector<Source>& sources, const int64_t (&results)[outputs], std::vector<Array> arrays);
   ~ScoreProgram();
 
-  // one_head: every KV head has a single query head.
-  const ProgramPlan& plan(bool one_head) const;
+  // one_head: every KV head has a single query head. small: numbers of the call are small_numbers (rewrites.h).
+  const ProgramPlan& plan(bool one_head, bool small) const;
 
   const std::vector<Instruction>& instructions() const { return instructions_; }
   const std::vector<Array>& arrays() const { return arrays_; }
@@ -61,7 +61,7 @@ class ScoreProgram {
   int32_t results_[outputs];
   std::vector<Array> arrays_;
   bool wide_constants_ = false;
-  std::unique_ptr<class Planned> plans_[2];
+  std::unique_ptr<class Planned> plans_[2][2];  // by one_head and small
 };
 
 }  // namespace gqa

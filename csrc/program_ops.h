@@ -49,8 +49,10 @@ constexpr int kinds = 3;
   X(and_boolean, "and", boolean, "bb") X(or_boolean, "or", boolean, "bb") X(xor_boolean, "xor", boolean, "bb")
 #define GQA_SELECTIONS(X) \
   X(where_real, "where", real, "bff") X(where_whole, "where", whole, "bww") X(where_boolean, "where", boolean, "bbb")
-// What plans make of two: x * y + z.
-#define GQA_FUSED(X) X(mul_add_real, "mul_add", real, "fff")
+// What plans make of two: x * y + z, x * y - z and z - x * y.
+#define GQA_FUSED(X) \
+  X(mul_add_real, "mul_add", real, "fff") X(mul_sub_real, "mul_sub", real, "fff") \
+  X(neg_mul_add_real, "neg_mul_add", real, "fff")
 // clang-format on
 #define GQA_OPERATIONS(X) \
   GQA_INPUTS(X)           \

@@ -152,15 +152,16 @@ template <class T> class ChannelsInLanes {
       products_.template scores<R>(r, block_, from, keys, k, buffers_.s);
     }
     Vec<T> top[1], alpha[1];
-    const bool hidden = scores.apply(a_, sequence_, group_, top);
+    scores.may_stay_natural = true;
+    const auto applied = scores.apply(a_, sequence_, group_, top);
     top[0] = fold<T, R>(top[0], [](Vec<T> x, Vec<T> y) { return max(x, y); });
-    scores.weights(top, buffers_.lane_maxima + r * w, buffers_.lane_sums + r * w, alpha);
+    scores.weights(top, buffers_.lane_maxima + r * w, buffers_.lane_sums + r * w, alpha, applied.natural);
 
     T* const o = states.o + r * states.stride;
     for (int i = 0; i < R; i++)
       for (T* x = o + i * states.stride; x < o + (i + 1) * states.stride; x += w) store(x, load(x) * alpha[0][i]);
-    const bool select =
-        (edges || masked || hidden) && !values_are_finite<T>(block_.values(), from, range.to, int(a_.v_head_dim));
+    const bool select = (edges || masked || applied.hidden) &&
+                        !values_are_finite<T>(block_.values(), from, range.to, int(a_.v_head_dim));
     const StreamRows<streams<T, R>> v(keys, block_.v + from, buffers_.zeros);
     products_.template accumulate<R>(block_, from, keys, v, select, buffers_.s, o, states.stride);
   }

@@ -18,10 +18,11 @@ template <class T> struct Place {
   int64_t step, vector;
 };
 
-template <class T, class F, class... Operands>
+// N vectors a step, so that what it takes to go from step to step is done once for them.
+template <int N, class T, class F, class... Operands>
 GQA_INLINE void each_vector(int n, F f, Place<T> to, Operands... operands) {
   for (int t = 0; t < n; t++) {
-    store(to.at, f(load(operands.at)...));
+    for (int v = 0; v < N; v++) store(to.at + v * to.vector, f(load(operands.at + v * operands.vector)...));
     to.at += to.step;
     ((operands.at += operands.step), ...);
   }
@@ -60,6 +61,7 @@ template <class T> class Gather {
  public:
   Gather(const Step& step, const CapturedArray& array) : step_(step), array_(array) {}
 
+  // n steps of a single vector.
   void run(int n, Place<T> to, Place<T>* operands) const {
     const bool in_place =
         step_.operation == Operation::gather_real
@@ -112,23 +114,32 @@ template <class T> class Gather {
   const CapturedArray& array_;
 };
 
-// Runs one operation over n steps. Inputs other than constants are not operations: whoever runs a list fills them in.
-template <class T> void run_operation(const Step& step, const CapturedArray* arrays, int n, Place<T> to, Place<T>* x) {
+// Runs one operation over n steps of N vectors. Inputs other than constants are not operations: whoever runs a list
+// fills them in.
+template <class T, int N>
+void run_operation(const Step& step, const CapturedArray* arrays, int n, Place<T> to, const Place<T>* x) {
   using V = Vec<T>;
   using W = Whole<T>;
   constexpr T one = 1;
   // clang-format off
-#define GQA_UNARY_REAL(name, ...)  case Operation::name: return each_vector(n, [](V a) __attribute__((always_inline)) { return bits<V>(__VA_ARGS__); }, to, x[0]);
-#define GQA_UNARY_WHOLE(name, ...) case Operation::name: return each_vector(n, [](V u) __attribute__((always_inline)) { const W a = bits<W>(u); return bits<V>(__VA_ARGS__); }, to, x[0]);
-#define GQA_BINARY_REAL(name, ...)  case Operation::name: return each_vector(n, [](V a, V b) __attribute__((always_inline)) { return bits<V>(__VA_ARGS__); }, to, x[0], x[1]);
-#define GQA_BINARY_WHOLE(name, ...) case Operation::name: return each_vector(n, [](V u, V v) __attribute__((always_inline)) { const W a = bits<W>(u), b = bits<W>(v); return bits<V>(__VA_ARGS__); }, to, x[0], x[1]);
+#define GQA_UNARY_REAL(name, ...)  case Operation::name: return each_vector<N>(n, [](V a) __attribute__((always_inline)) { return bits<V>(__VA_ARGS__); }, to, x[0]);
+#define GQA_UNARY_WHOLE(name, ...) case Operation::name: return each_vector<N>(n, [](V u) __attribute__((always_inline)) { const W a = bits<W>(u); return bits<V>(__VA_ARGS__); }, to, x[0]);
+#define GQA_BINARY_REAL(name, ...)  case Operation::name: return each_vector<N>(n, [](V a, V b) __attribute__((always_inline)) { return bits<V>(__VA_ARGS__); }, to, x[0], x[1]);
+#define GQA_BINARY_WHOLE(name, ...) case Operation::name: return each_vector<N>(n, [](V u, V v) __attribute__((always_inline)) { const W a = bits<W>(u), b = bits<W>(v); return bits<V>(__VA_ARGS__); }, to, x[0], x[1]);
   switch (step.operation) {
-    case Operation::constant_real: return each_vector(n, [y = splat(T(step.real))]() __attribute__((always_inline)) { return y; }, to);
-    case Operation::constant_whole: return each_vector(n, [y = bits<V>(splat_whole<T>(Int<T>(step.whole)))]() __attribute__((always_inline)) { return y; }, to);
-    case Operation::constant_boolean: return each_vector(n, [y = bits<V>(splat_whole<T>(step.whole ? -1 : 0))]() __attribute__((always_inline)) { return y; }, to);
+    case Operation::constant_real: return each_vector<N>(n, [y = splat(T(step.real))]() __attribute__((always_inline)) { return y; }, to);
+    case Operation::constant_whole: return each_vector<N>(n, [y = bits<V>(splat_whole<T>(Int<T>(step.whole)))]() __attribute__((always_inline)) { return y; }, to);
+    case Operation::constant_boolean: return each_vector<N>(n, [y = bits<V>(splat_whole<T>(step.whole ? -1 : 0))]() __attribute__((always_inline)) { return y; }, to);
     case Operation::gather_real:
     case Operation::gather_whole:
-    case Operation::gather_boolean: return Gather<T>(step, arrays[step.array]).run(n, to, x);
+    case Operation::gather_boolean:
+      for (int v = 0; v < N; v++) {
+        Place<T> indices[max_array_axes];
+        for (int axis = 0; axis < step.count; axis++)
+          indices[axis] = {x[axis].at + v * x[axis].vector, x[axis].step, 0};
+        Gather<T>(step, arrays[step.array]).run(n, {to.at + v * to.vector, to.step, 0}, indices);
+      }
+      return;
 
     GQA_UNARY_WHOLE(real_of_whole, to_real<T>(a))
     GQA_UNARY_WHOLE(real_of_boolean, a & bits<W>(splat(one)))
@@ -167,11 +178,11 @@ template <class T> void run_operation(const Step& step, const CapturedArray* arr
     GQA_BINARY_WHOLE(sub_whole, subtract_wholes<T>(a, b))
     GQA_BINARY_WHOLE(mul_whole, multiply_wholes<T>(a, b))
     case Operation::floordiv_whole:
-      if (step.whole < 0) return each_vector(n, [](V a, V b) { return bits<V>(floor_divide(bits<W>(a), bits<W>(b))); }, to, x[0], x[1]);
-      return each_vector(n, [places = int(step.whole)](V a) __attribute__((always_inline)) { return bits<V>(bits<W>(a) >> places); }, to, x[0]);
+      if (step.whole < 0) return each_vector<N>(n, [](V a, V b) { return bits<V>(floor_divide(bits<W>(a), bits<W>(b))); }, to, x[0], x[1]);
+      return each_vector<N>(n, [places = int(step.whole)](V a) __attribute__((always_inline)) { return bits<V>(bits<W>(a) >> places); }, to, x[0]);
     case Operation::mod_whole:
-      if (step.whole < 0) return each_vector(n, [](V a, V b) { return bits<V>(floor_modulo<T>(bits<W>(a), bits<W>(b))); }, to, x[0], x[1]);
-      return each_vector(n, [low = Int<T>((int64_t(1) << step.whole) - 1)](V a) __attribute__((always_inline)) { return bits<V>(bits<W>(a) & low); }, to, x[0]);
+      if (step.whole < 0) return each_vector<N>(n, [](V a, V b) { return bits<V>(floor_modulo<T>(bits<W>(a), bits<W>(b))); }, to, x[0], x[1]);
+      return each_vector<N>(n, [low = Int<T>((int64_t(1) << step.whole) - 1)](V a) __attribute__((always_inline)) { return bits<V>(bits<W>(a) & low); }, to, x[0]);
     GQA_BINARY_WHOLE(min_whole, smaller<T>(a, b))
     GQA_BINARY_WHOLE(max_whole, larger<T>(a, b))
     GQA_BINARY_WHOLE(and_whole, a & b)
@@ -191,11 +202,15 @@ template <class T> void run_operation(const Step& step, const CapturedArray* arr
     GQA_BINARY_WHOLE(or_boolean, a | b)
     GQA_BINARY_WHOLE(xor_boolean, a ^ b)
     case Operation::mul_add_real:
-      return each_vector(n, [](V a, V b, V c) __attribute__((always_inline)) { return a * b + c; }, to, x[0], x[1], x[2]);
+      return each_vector<N>(n, [](V a, V b, V c) __attribute__((always_inline)) { return a * b + c; }, to, x[0], x[1], x[2]);
+    case Operation::mul_sub_real:
+      return each_vector<N>(n, [](V a, V b, V c) __attribute__((always_inline)) { return a * b - c; }, to, x[0], x[1], x[2]);
+    case Operation::neg_mul_add_real:
+      return each_vector<N>(n, [](V a, V b, V c) __attribute__((always_inline)) { return c - a * b; }, to, x[0], x[1], x[2]);
     case Operation::where_real:
     case Operation::where_whole:
     case Operation::where_boolean:
-      return each_vector(n, [](V c, V a, V b) __attribute__((always_inline)) { return bits<W>(c) != 0 ? a : b; }, to, x[0], x[1], x[2]);
+      return each_vector<N>(n, [](V c, V a, V b) __attribute__((always_inline)) { return bits<W>(c) != 0 ? a : b; }, to, x[0], x[1], x[2]);
     default: return;
   }
     // clang-format on

@@ -12,7 +12,7 @@ namespace gqa {
 namespace GQA_ISA {
 namespace {
 
-constexpr int64_t strip_bytes = 8 << 10;  // of all registers
+constexpr int64_t strip_bytes = 12 << 10;  // of all registers
 
 // What a task needs to run a program.
 template <class T> struct ProgramMemory {
@@ -154,14 +154,9 @@ template <class T> class ProgramRunner {
         input(step, to);
         continue;
       }
-      for (int v = 0; v < N; v++) {
-        Place<T> operands[max_array_axes];
-        for (int o = 0; o < step.count; o++) {
-          operands[o] = place<N>(step.operands[o], bases);
-          operands[o].at += v * operands[o].vector;
-        }
-        run_operation<T>(step, a_.program->arrays, n, {to.at + v * to.vector, to.step, 0}, operands);
-      }
+      Place<T> operands[max_array_axes];
+      for (int o = 0; o < step.count; o++) operands[o] = place<N>(step.operands[o], bases);
+      run_operation<T, N>(step, a_.program->arrays, n, to, operands);
     }
   }
 

@@ -99,10 +99,13 @@ template <class T> class RowTileLoop {
     if (program.scores || program.hides) scores.program = &program;
     Vec<T> top[N], alpha[N];
     multiply_keys<N>(tile, block, range.from, range.to, top);
-    bool hidden = !range.whole();
-    if (hidden || in_natural_units(a_) || range.to % tile_height != 0)
-      hidden |= scores.apply(a_, head_.sequence, head_.group, top);
-    scores.weights(top, tile.states.m, tile.states.l, alpha);
+    scores.may_stay_natural = true;
+    bool hidden = !range.whole(), natural = false;
+    if (hidden || in_natural_units(a_) || range.to % tile_height != 0) {
+      const auto applied = scores.apply(a_, head_.sequence, head_.group, top);
+      hidden |= applied.hidden, natural = applied.natural;
+    }
+    scores.weights(top, tile.states.m, tile.states.l, alpha, natural);
     if (hidden && !all_finite(block)) add_values<N, true>(tile, block, range.from, range.keys(), alpha);
     else add_values<N, false>(tile, block, range.from, range.keys(), alpha);
     tile.started = true;

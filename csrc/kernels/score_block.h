@@ -52,26 +52,44 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
   // Lies as s does: where the functions of the score leave the derivatives of what they give by what they take, in the
   // same units. Null: not wanted.
   T* slope = nullptr;
+  // Whether a program may leave scores in natural units, for `weights` to turn to base 2.
+  bool may_stay_natural = false;
 
-  // Everything that happens to scores; `top` is the maximum of each lane then. Returns whether the program made some of
-  // them -infinity.
-  GQA_INLINE bool apply(const Attention& a, const Sequence& sequence, int64_t group, Vec<T> (&top)[N]) const {
+  // What `apply` says of the scores. hidden: the program made some of them -infinity. natural: they are in natural
+  // units; `top` is in base 2 all the same.
+  struct Applied {
+    bool hidden, natural;
+  };
+
+  // Everything that happens to scores; `top` is the maximum of each lane then.
+  GQA_INLINE Applied apply(const Attention& a, const Sequence& sequence, int64_t group, Vec<T> (&top)[N]) const {
     if (a.softcap > 0) soft_cap(T(a.softcap), changes_scores(a.program) ? T(1) : log2e<T>);
     if (program) {
-      const bool hidden = run_program(top, a.softcap > 0);
-      if (!edges) return hidden;
-      mask_edges(a, sequence, group);
-      maximum(top);
-      return hidden;
+      const bool stays = may_stay_natural && program->scores && !bias && !slope;
+      const bool hidden = run_program(top, a.softcap > 0, stays);
+      if (edges) {
+        mask_edges(a, sequence, group);
+        maximum(top);
+      }
+      return {hidden, stays && end_natural(top)};
     }
     if (bias) add_bias();
     if (edges) mask_edges(a, sequence, group);
     maximum(top);
-    return false;
+    return {false, false};
   }
 
   // Turns scores into weights 2^(s - m), where m = max(m, top), and rescales the sum l; alpha is the rescaling factor.
-  GQA_INLINE void weights(const Vec<T> (&top)[N], T* m, T* l, Vec<T> (&alpha)[N]) const {
+  GQA_INLINE void weights(const Vec<T> (&top)[N], T* m, T* l, Vec<T> (&alpha)[N], bool natural = false) const {
+    if (natural)
+      weights_of(
+          [](Vec<T> x, Vec<T> shift) __attribute__((always_inline)) { return x * log2e<T> - shift; }, top, m, l, alpha);
+    else weights_of([](Vec<T> x, Vec<T> shift) __attribute__((always_inline)) { return x - shift; }, top, m, l, alpha);
+  }
+
+ private:
+  template <class F>
+  GQA_INLINE void weights_of(F shifted, const Vec<T> (&top)[N], T* m, T* l, Vec<T> (&alpha)[N]) const {
     Vec<T> shift[N], sum[N];
     for (int v = 0; v < N; v++) {
       const Vec<T> before = load(m + v * w), now = max(top[v], before);
@@ -82,7 +100,7 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
     }
     each_step(0, steps, 1, [&](int, T* x) {
       for (int v = 0; v < N; v++) {
-        const Vec<T> p = exp2<T>(load(x + v * w) - shift[v]);
+        const Vec<T> p = exp2<T>(shifted(load(x + v * w), shift[v]));
         store(x + v * w, p);
         sum[v] += p;
       }
@@ -90,7 +108,6 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
     for (int v = 0; v < N; v++) store(l + v * w, sum[v]);
   }
 
- private:
   // f(t, x) for the steps t = from, from + by, ... before `to`, whose first score is at x. With locals in its loop:
   // what is stored through x could be a member, as far as the compiler knows.
   template <class F> GQA_INLINE void each_step(int from, int to, int by, F f) const {
@@ -123,8 +140,9 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
   }
 
   // The program's scores, the bias, and the program's mask, in this order; `top` is the maximum of each lane then.
-  // Returns whether some score is -infinity. capped: a soft cap came before, and left its slope.
-  bool run_program(Vec<T> (&top)[N], bool capped) const {
+  // Returns whether some score is -infinity. capped: a soft cap came before, and left its slope. natural: scores stay
+  // in natural units, which spares the conversion, and writing them where the program leaves them in their place.
+  bool run_program(Vec<T> (&top)[N], bool capped, bool natural) const {
     const int score = program->scores ? goal_score | (slope && program->slopes ? goal_slope : 0) : 0;
     const int mask = program->hides ? goal_mask : 0;
     const int whole_from = mask ? int(min(max(0, program->whole[0]), steps)) : 0;
@@ -132,9 +150,9 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
     Extremes extremes;
     for (int v = 0; v < N; v++) extremes.high[v] = splat(-infinity<T>);
     extremes.low = splat(infinity<T>);
-    run_goal(score | mask, 0, whole_from, capped, extremes);
-    run_goal(score, whole_from, whole_to, capped, extremes);
-    run_goal(score | mask, whole_to, steps, capped, extremes);
+    run_goal(score | mask, 0, whole_from, capped, natural, extremes);
+    run_goal(score, whole_from, whole_to, capped, natural, extremes);
+    run_goal(score | mask, whole_to, steps, capped, natural, extremes);
     for (int v = 0; v < N; v++) top[v] = extremes.high[v];
     T low[w];
     store(low, extremes.low);
@@ -146,12 +164,13 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
   struct Extremes {
     Vec<T> high[N], low;
   };
-  void run_goal(int goal, int from, int to, bool capped, Extremes& extremes) const {
+  void run_goal(int goal, int from, int to, bool capped, bool natural, Extremes& extremes) const {
     if (from >= to) return;
     const auto end = [&](int t, int n, const Place<T>* results) {
       const bool score = goal & goal_score, mask = goal & goal_mask;
       if (goal & goal_slope) end_slopes(t, n, results[output_slope], capped);
-      if (score && mask) end_program<true, true>(t, n, results, extremes);
+      if (score && natural) end_natural_scores(t, n, results, mask, extremes);
+      else if (score && mask) end_program<true, true>(t, n, results, extremes);
       else if (score) end_program<true, false>(t, n, results, extremes);
       else end_program<false, true>(t, n, results, extremes);
     };
@@ -191,6 +210,56 @@ template <class T, int N, class Coordinates> struct ScoreBlock {
       if (mask) attended.at += attended.step;
     });
     so_far = extremes;
+  }
+
+  // The same without a bias, in natural units.
+  void end_natural_scores(int from, int n, const Place<T>* results, bool mask, Extremes& so_far) const {
+    Place<T> x = results[output_score], attended = mask ? results[output_mask] : Place<T>{};
+    const bool in_place = x.at == s + int64_t(from) * stride;
+    Extremes extremes = so_far;
+    const auto gather_extremes = [&](int v, Vec<T> y) __attribute__((always_inline)) {
+      extremes.high[v] = max(y, extremes.high[v]);
+      extremes.low = min(y, extremes.low);
+    };
+    if (mask)
+      each_step(from, from + n, 1, [&](int, T* to) {
+        for (int v = 0; v < N; v++) {
+          const Whole<T> shown = bits<Whole<T>>(load(attended.at + v * attended.vector));
+          const Vec<T> y = shown != 0 ? load(x.at + v * x.vector) : splat(-infinity<T>);
+          gather_extremes(v, y);
+          store(to + v * w, y);
+        }
+        x.at += x.step, attended.at += attended.step;
+      });
+    else if (in_place)
+      each_step(from, from + n, 1, [&](int, T* to) {
+        for (int v = 0; v < N; v++) gather_extremes(v, load(to + v * w));
+      });
+    else
+      each_step(from, from + n, 1, [&](int, T* to) {
+        for (int v = 0; v < N; v++) {
+          const Vec<T> y = load(x.at + v * x.vector);
+          gather_extremes(v, y);
+          store(to + v * w, y);
+        }
+        x.at += x.step;
+      });
+    so_far = extremes;
+  }
+  // Takes `top` to base 2. Returns whether scores may stay in natural units: next to a very large one the rounding of
+  // its product with log2(e) would be a large part of what 2^x is taken of; then they are in base 2 as well. A row
+  // whose scores are all very negative counts as well, as long as they are not -infinity.
+  bool end_natural(Vec<T> (&top)[N]) const {
+    constexpr T limit = T(1 << 16);
+    bool small = true;
+    for (int v = 0; v < N; v++)
+      for (int l = 0; l < w; l++) small &= (top[v][l] <= limit && top[v][l] >= -limit) || top[v][l] == -infinity<T>;
+    for (int v = 0; v < N; v++) top[v] = to_base2_lanes<T>(top[v]);
+    if (!small)
+      each_step(0, steps, 1, [&](int, T* x) {
+        for (int v = 0; v < N; v++) store(x + v * w, to_base2_lanes<T>(load(x + v * w)));
+      });
+    return small;
   }
 
   // Masks by selection, so that a NaN behind a mask does not show.

@@ -45,6 +45,35 @@ def test_numbers(name, queries, isa, rng):
     assert_close(lse, expected_lse, 100.0)
 
 
+@pytest.mark.parametrize("queries", [1, 5, 40])
+@pytest.mark.parametrize("value", [6e4, 7e4, -7e4, 1e30, -1e30, "most", "least"])
+def test_large_scores(value, queries, isa, rng):
+    """Of half of the heads all scores are the same, so that every key that they attend counts the same."""
+    q, k, v = tensors(rng, queries, 90)
+    limits = np.finfo(np.float32)
+    value = {"most": limits.max, "least": limits.min}.get(value, value)
+    out, lse = gqa.attention(
+        q, k, v, score_mod=lambda s, b, h, q, k: np.where(h % 2 == 0, value, s), causal=True, return_lse=True
+    )
+    same = oracle.attention(q, k, v, score_mod=lambda s, b, h, q, k: np.where(h % 2 == 0, 0.0, s), causal=True)[0]
+    assert_close(out, same, 3.0)
+    if abs(value) < 1e38:  # beyond it base 2 does not hold it
+        np.testing.assert_allclose(lse[:, ::2], value, rtol=1e-4 if abs(value) < 1e5 else 1e-6)
+
+
+@pytest.mark.parametrize("queries", [1, 40])
+@pytest.mark.parametrize("offset", [0, 2**22 - 20, 2**22, 2**24 + 1, -(2**22) - 3, -(2**24) - 1])
+def test_distances_of_far_positions(offset, queries, isa, rng):
+    """Whole numbers become floats once they are distances, however far off the positions are."""
+    q, k, v = tensors(rng, queries, 90)
+
+    def score_mod(s, b, h, q_idx, kv_idx):
+        return s + (np.abs(q_idx - kv_idx).astype(np.float32) - float(abs(offset))) * 0.125
+
+    out = gqa.attention(q, k, v, score_mod=score_mod, query_offset=offset)
+    assert_close(out, oracle.attention(q, k, v, score_mod=score_mod, query_offset=offset)[0], 10.0)
+
+
 @pytest.mark.parametrize("queries", [1, 40])
 def test_a_score_that_is_not_a_number(queries, isa, rng):
     """Attended it gives a row that is none; behind a mask of any kind it does not show."""

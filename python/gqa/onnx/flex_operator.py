@@ -35,8 +35,8 @@ def flex_attention(
     score_mod, prob_mod : callable or onnx.GraphProto, optional
         From an array (B, Hq, S, T) of the scores, or the probabilities, to one of the same shape and dtype. A graph
         has one input and one output, uses nothing from outside, and its nodes are of the newest opsets that the
-        installed onnx knows. -inf from score_mod masks; what prob_mod returns is not normalised again. score_mod may
-        also be a program of :func:`gqa.trace`, whose q_idx counts from 0.
+        installed onnx knows. -inf from score_mod masks; what prob_mod returns is not normalised again. Both may
+        also be programs of :func:`gqa.trace`, whose q_idx counts from 0.
     num_threads : int, optional
         As in :func:`gqa.attention`, without modifiers; what is computed on whole arrays is NumPy's.
 
@@ -60,8 +60,9 @@ def flex_attention(
     Programs, and graphs that compute each score by itself, run within :func:`gqa.attention`: no memory is taken for
     scores. Such a graph consists of arithmetic, comparisons, Where, Cast and functions of single numbers, of indices
     made with Shape, Range, CumSum, Gather, Unsqueeze, Reshape, Expand and the like, and of constants; softmax_precision
-    is not that of half precision, and there is no prob_mod. Other graphs, and callables, see all scores, which take
-    memory for B x Hq x S x T numbers.
+    is not that of half precision. With a prob_mod there are two passes over the scores, one more where it may give
+    negative numbers, and one more where scores are large. Other graphs, and callables, see all scores, which take
+    memory for B x Hq x S x T numbers; where one of the two is of this kind, so is the other.
 
     Examples
     --------
@@ -76,7 +77,8 @@ def flex_attention(
     return modified_attention(
         Q, K, V, scale=scale, softmax_precision=softmax_precision,
         score_mod=score_mod if isinstance(score_mod, Program) else _modifier("score_mod", score_mod),
-        prob_mod=_modifier("prob_mod", prob_mod), num_threads=num_threads,
+        prob_mod=prob_mod if isinstance(prob_mod, Program) else _modifier("prob_mod", prob_mod),
+        num_threads=num_threads,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from gqa.arguments import AnyArray, Array, as_array, dtype_name
 from gqa.dtypes import dtype_named, name_of
+from gqa.onnx.modified_probabilities import attend_probabilities
 from gqa.onnx.schema import AttentionShapes, check_names, check_precision, check_type_variable, grouped_shapes
 from gqa.onnx.scores import scores, softmax, weighted_values
 from gqa.rules import default_scale
@@ -27,7 +28,7 @@ def modified_attention(
     scale: float | None = None,
     softmax_precision: int | None = None,
     score_mod: Modifier | Program | None = None,
-    prob_mod: Modifier | None = None,
+    prob_mod: Modifier | Program | None = None,
     num_threads: int | None = None,
 ) -> Array:
     """FlexAttention with modifiers that are functions or programs; the arguments are those of the operator."""
@@ -38,17 +39,21 @@ def modified_attention(
     precision = dtype_named(check_precision(softmax_precision) or ("float64" if Q.dtype == np.float64 else "float32"))
     in_double = Q.dtype == np.float64 or precision == np.float64
     q = Q.astype(np.float64) if in_double else Q
-    program = _program(score_mod, (*Q.shape[:3], K.shape[2]), precision)
-    if prob_mod is None and (score_mod is None or program is not None):
-        result: Array = attention(q, K, V, scale=scale, score_mod=program, query_offset=0, num_threads=num_threads)
-        with np.errstate(over="ignore"):
+    program, of_probabilities = (_program(x, (*Q.shape[:3], K.shape[2]), precision) for x in (score_mod, prob_mod))
+    if (score_mod is None or program is not None) and (prob_mod is None or of_probabilities is not None):
+        with np.errstate(all="ignore"):
+            if of_probabilities is None:
+                result: Array = attention(
+                    q, K, V, scale=scale, score_mod=program, query_offset=0, num_threads=num_threads
+                )
+            else:
+                result = attend_probabilities(q, K, V, program, of_probabilities, scale=scale, num_threads=num_threads)
             return result.astype(Q.dtype, copy=False)
-    if isinstance(score_mod, Program):
-        raise ValueError("score_mod is a program, which goes with no prob_mod: expected a function of all scores")
+    if isinstance(score_mod, Program) or isinstance(prob_mod, Program):
+        name, other = ("score_mod", "prob_mod") if isinstance(score_mod, Program) else ("prob_mod", "score_mod")
+        raise ValueError(f"{name} is a program, but {other} is not, nor a graph that could be one: expected both")
 
-    score_modifier, prob_modifier = (
-        _checked(name, x) for name, x in (("score_mod", score_mod), ("prob_mod", prob_mod))
-    )
+    score_modifier, prob_modifier = _checked("score_mod", score_mod), _checked("prob_mod", prob_mod)
     compute = np.float64 if in_double else np.float32
     with np.errstate(all="ignore"):
         x = scores(q.astype(compute), [K], default_scale(sizes.head_dim) if scale is None else scale)
@@ -58,12 +63,12 @@ def modified_attention(
         return weighted_values(x.astype(compute, copy=False), V.astype(compute)).astype(Q.dtype)
 
 
-def _program(score_mod: Modifier | Program | None, shape: Shape, precision: np.dtype[Any]) -> Program | None:
-    """What score_mod does to each score by itself, where that can be said."""
-    if isinstance(score_mod, Program):
-        return score_mod
+def _program(modifier: Modifier | Program | None, shape: Shape, precision: np.dtype[Any]) -> Program | None:
+    """What a modifier does to each score, or probability, by itself, where that can be said."""
+    if isinstance(modifier, Program):
+        return modifier
     # Scores of half precision would be rounded before they are modified.
-    elementwise = getattr(score_mod, "program", None) if precision.itemsize >= 4 else None
+    elementwise = getattr(modifier, "program", None) if precision.itemsize >= 4 else None
     return None if elementwise is None else elementwise(shape, precision)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gqa import _core
@@ -42,6 +41,8 @@ class Plan:
     @functools.cached_property
     def text(self) -> str:
         """All of it, for :func:`plan_of`; equal for equal plans."""
+        import json  # for exported graphs alone
+
         return json.dumps([self.instructions, self.outputs, [x._replace(source=None) for x in self.arrays]])
 
     @functools.cached_property
@@ -53,6 +54,25 @@ class Plan:
             tuple((x.rank, x.kind, f"the array {x.name!r} of {x.where}") for x in self.arrays),
         )
 
+    def put_into(self, g: Graph, inputs: dict[str, int], sources: Sequence[Any]) -> dict[str, int]:
+        """The instructions again, as values of another graph, whose inputs are given: the outputs there.
+
+        sources: of the arrays, in order, what is their source in that graph.
+        """
+        numbers: list[int] = []
+        for x in self.instructions:
+            if x.op in inputs:
+                numbers.append(inputs[x.op])
+            elif x.op == "constant":
+                numbers.append(g.constant(x.payload))
+            else:
+                payload = x.payload
+                if x.op == "gather":
+                    use = self.arrays[payload[0]]._replace(source=sources[payload[0]])
+                    payload = g.array(use), payload[1]
+                numbers.append(g.put(x.op, x.kind, tuple(numbers[n] for n in x.operands), payload))
+        return {name: numbers[n] for name, n in self.outputs.items()}
+
     def arrays_of(self, captured: list[Any]) -> tuple[Any, ...]:
         """The arrays that the program reads, from all that its functions captured; those without axes with one."""
         arrays = [captured[source] if type(source) is int else source for source in self._sources]
@@ -63,6 +83,8 @@ class Plan:
 def plan_of(text: str) -> Plan:
     """The plan that a text stands for; what its arrays are, a :class:`Program` says."""
     graph = Graph()
+    import json
+
     instructions, outputs, arrays = json.loads(text)
     for op, kind, operands, payload in instructions:
         if op == "gather":

@@ -158,7 +158,7 @@ def _trace(score_mod: Any, mask_mod: Any, slope: bool, first: tuple[int, int], c
     if len(programs) == 2 and all("score" in x.plan.outputs for x in programs) and score_mod is not mask_mod:
         raise ValueError("score_mod and mask_mod are programs which both have a score_mod, expected one")
     for program in {id(x): x for x in programs}.values():
-        outputs = _graft(g, program, inputs, captures)
+        outputs = program.plan.put_into(g, inputs, [captures.numbers[id(x)] for x in program.arrays])
         new_score = outputs.get("score", new_score)
         masks += [outputs[name] for name in outputs if name == "mask"]
     with _tensors_indexed_by_symbols():
@@ -226,23 +226,6 @@ def _number(g: Graph, result: Any, expected: str) -> int:
     if isinstance(result, (tuple, list, dict, str)):
         raise g.refused(TypeError, f"returns a {type(result).__name__}, expected {expected}")
     return g.lift(result)
-
-
-def _graft(g: Graph, program: Program, inputs: dict[str, int], captures: Captures) -> dict[str, int]:
-    """The outputs of a program as values of another graph."""
-    numbers: list[int] = []
-    for x in program.plan.instructions:
-        if x.op in inputs:
-            numbers.append(inputs[x.op])
-        elif x.op == "constant":
-            numbers.append(g.constant(x.payload))
-        else:
-            payload = x.payload
-            if x.op == "gather":
-                source = captures.numbers[id(program.arrays[payload[0]])]
-                payload = g.array(program.plan.arrays[payload[0]]._replace(source=source)), payload[1]
-            numbers.append(g.put(x.op, x.kind, tuple(numbers[n] for n in x.operands), payload))
-    return {name: numbers[n] for name, n in program.plan.outputs.items()}
 
 
 def _tensors_indexed_by_symbols() -> contextlib.AbstractContextManager[Any]:
