@@ -13,7 +13,8 @@ enum class DType : uint8_t { f32, f64, f16, bf16, i8, boolean, i16, i32, i64, u8
 
 constexpr bool is_float(DType type) { return type <= DType::bf16; }
 constexpr bool is_integer(DType type) { return type == DType::i8 || (type >= DType::i16 && type <= DType::u64); }
-constexpr int64_t bytes_of(DType type) {
+// Always inlined: kernels call it, and objects compiled for different instruction sets would share it otherwise.
+__attribute__((always_inline)) constexpr int64_t bytes_of(DType type) {
   switch (type) {
     case DType::f64:
     case DType::i64:
