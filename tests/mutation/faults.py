@@ -37,7 +37,7 @@ FAULTS = [
     ("kernels/states.h", "mine[v] = exp2<T>(m0 - shift), theirs", "mine[v] = exp2<T>(m1 - shift), theirs"),
     # -- few rows
     ("kernels/channels.h", "sum += buffers_.lane_sums[first * w + lane]", "sum = buffers_.lane_sums[first * w + lane]"),
-    ("kernels/channels.h", "(edges || masked || hidden) &&", "(masked || hidden) &&"),
+    ("kernels/channels.h", "(edges || masked || applied.hidden) &&", "(masked || applied.hidden) &&"),
     ("kernels/channels.h", "edges || n % streams<T, R> != 0", "edges"),
     # -- many rows
     ("kernels/rows.h", "int(min(lanes, task_.row_end - first))", "lanes"),

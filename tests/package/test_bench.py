@@ -19,7 +19,7 @@ import report  # noqa: E402
 import results  # noqa: E402
 import schedule  # noqa: E402
 import workloads  # noqa: E402
-from peers import PEERS, Unsupported, adapter  # noqa: E402
+from peers import PEERS, Unsupported, adapter, pytorch  # noqa: E402
 from workloads import WORKLOADS, Workload  # noqa: E402
 
 compare = runpy.run_path(str(BENCH / "compare.py"))["compare"]
@@ -63,6 +63,15 @@ def test_bytes_are_those_of_the_buffers():
         assert workload.kv_bytes == expected
 
 
+@pytest.fixture
+def torch_as_it_was():
+    """The benchmark leaves PyTorch in inference mode, which is no other test's business."""
+    yield
+    pytorch.held.close()
+    pytorch.library.cache_clear()
+
+
+@pytest.mark.usefixtures("torch_as_it_was")
 @pytest.mark.parametrize("peer", ["gqa", "NumPy", "torch enable_gqa", "torch expanded", "JAX"])
 @pytest.mark.parametrize("workload", SMALL, ids=lambda workload: workload.name)
 def test_peers_agree_with_float64(workload, peer):
