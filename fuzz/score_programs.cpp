@@ -101,7 +101,7 @@ void make_opaque(ReadProgram& x, std::vector<Source> sources, int64_t (&results)
   sources.push_back(source_of("xor", Kind::boolean, {results[output_mask], next + 1}));
   sources.push_back(source_of("xor", Kind::boolean, {next + 2, next + 1}));
   results[output_mask] = next + 3;
-  arrays.push_back({1, Kind::boolean});
+  arrays.push_back({1, Kind::boolean, "unseen"});
   x.opaque = std::make_unique<ScoreProgram>(sources, results, std::move(arrays));
   x.opaque_captured = x.captured;
   x.opaque_captured.push_back(unseen);
